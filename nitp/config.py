@@ -1,0 +1,96 @@
+"""The options of Next Implicit Token Prediction.
+
+Plain data: no torch, so a command line can check it before anything heavy is imported.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+LossName = Literal["cosine", "mse", "smooth_l1", "kl", "token_cosine"]
+HiddenName = Literal["post_norm", "pre_norm"]
+ProjectorName = Literal["swiglu", "none"]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class NITPConfig:
+    """Settings of the NITP objective (method section 1). Defaults are the paper's for 9B."""
+
+    enable: bool = True
+    """Whether to train with NITP. False: the next-token baseline, bit for bit."""
+
+    target_layer: int = 5
+    """k: the target is the residual stream after k decoder layers; 0 is the embedding output.
+    Must be in 0..number of layers; the paper's best is about 20 % of the depth."""
+
+    weight: float = 0.8
+    """lambda in L_total = L_NTP + lambda * L_NITP. At least 0; 0 is the baseline, bit for bit."""
+
+    start_step: int = 0
+    """First step (counted from 1) that trains with NITP; 0 and 1 both mean from the beginning."""
+
+    loss: LossName = "cosine"
+    """Distance between prediction and target. token_cosine penalises the cosine between tokens of
+    a document and uses no target."""
+
+    shift: Literal[0, 1] = 1
+    """1: predict the next token's implicit token; 0: the same position's."""
+
+    stop_gradient: bool = True
+    """Whether the target is detached. False runs on one device or data parallel only."""
+
+    hidden: HiddenName = "post_norm"
+    """The predicting hidden state: what the unembedding reads, or the same before the norm."""
+
+    projector: ProjectorName = "swiglu"
+    """Training-only head on the hidden state: a SwiGLU MLP, or none."""
+
+    projector_ratio: float = 4.0
+    """Hidden width of the projector over the model dimension. Greater than 0."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            choices = get_args(field.type)
+            value = getattr(self, field.name)
+            if choices and value not in choices:
+                raise ValueError(
+                    f"nitp.{field.name} ({value!r}) is not a valid choice. "
+                    f"Use one of {', '.join(repr(c) for c in choices)}."
+                )
+        if self.target_layer < 0:
+            raise ValueError(
+                f"nitp.target_layer ({self.target_layer}) must not be negative. "
+                "Use 0 for the embedding output or k for the output of layer k."
+            )
+        if not 0.0 <= self.weight < float("inf"):
+            raise ValueError(
+                f"nitp.weight ({self.weight}) must be finite and at least 0. "
+                "The paper uses 0.6 to 1.0; 0 is the baseline."
+            )
+        if self.start_step < 0:
+            raise ValueError(
+                f"nitp.start_step ({self.start_step}) must be at least 0. "
+                "Use 0 to train with NITP from the first step."
+            )
+        if not 0.0 < self.projector_ratio < float("inf"):
+            raise ValueError(
+                f"nitp.projector_ratio ({self.projector_ratio}) must be finite and greater "
+                "than 0. The paper uses 4."
+            )
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the run has an NITP term at all."""
+        return self.enable and self.weight > 0.0
+
+    @property
+    def uses_target(self) -> bool:
+        """Whether the loss compares with a target (all but the token-cosine penalty)."""
+        return self.loss != "token_cosine"
+
+    def check_depth(self, num_layers: int) -> None:
+        """Raise ValueError unless target_layer exists in a model of `num_layers` layers."""
+        if self.target_layer > num_layers:
+            raise ValueError(
+                f"nitp.target_layer ({self.target_layer}) must be at most the number of "
+                f"layers ({num_layers}). Set 0..{num_layers}."
+            )
