@@ -1,0 +1,25 @@
+"""Every upstream name that is not part of a documented interface, one comment each.
+
+tests/contracts/test_upstream.py freezes their signatures, so an upgrade that moves one fails there
+and not in a training run.
+"""
+
+import spmd_types as spmd
+
+# Buffer of per-chunk gradients that ends as one gradient of the whole sequence.
+from torchtitan.components.loss import GradAccumulator
+
+# The mesh that FSDP2 shards dense weights over, and which of its axes are data parallel.
+from torchtitan.distributed.full_dtensor import resolve_fsdp_mesh
+
+# Capability of a dense weight to declare its placement on the (dp, cp, tp) mesh; FSDP2 under the
+# default spmd_types backend refuses parameters without one.
+from torchtitan.models.common.decoder_sharding import dense_param_placement
+from torchtitan.protocols.sharding import SpmdLayout
+
+__all__ = ["GradAccumulator", "replicated_weight_sharding", "resolve_fsdp_mesh"]
+
+
+def replicated_weight_sharding() -> SpmdLayout:
+    """Placement of a weight that every model-parallel rank holds whole."""
+    return dense_param_placement(tp=spmd.R)

@@ -1,0 +1,258 @@
+"""NITPLoss: cross entropy and NITP together, chunk by chunk over the sequence.
+
+Owns the chunking, the projector's place in FSDP2's schedule, and how the two gradients meet. The
+equations are in objective.py; cross entropy is TorchTitan's ChunkedLossWrapper, unchanged.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torchtitan.components.loss import ChunkedLossWrapper
+from torchtitan.config import CompileConfig
+
+from nitp import objective
+from nitp._torchtitan import GradAccumulator
+from nitp.config import NITPConfig
+from nitp.decoder import NITPOutput
+from nitp.projector import PROJECTOR_NAME
+
+
+class Sum(IntEnum):
+    """Entries of NITPLoss.sums. Each is a plain sum, so ranks and micro-batches add up."""
+
+    NTP = 0  # cross entropy / global number of valid labels
+    NITP = 1  # sum of pair weight * distance, without lambda
+    COSINE = 2  # sum of pair weight * cosine
+    WEIGHT = 3  # sum of pair weights: 1 over a training step with pairs; pairs in validation
+    NTP_GRAD_SQ = 4  # squared norm of dL_NTP / dh
+    NITP_GRAD_SQ = 5  # squared norm of lambda dL_NITP / d(its inputs)
+
+
+class NITPLoss(ChunkedLossWrapper):
+    """L_total = L_NTP + lambda * L_NITP (Eq. 4) on the output of an NITP decoder.
+
+    Call: (NITPOutput, labels_BL, global_valid_tokens) -> (scalar, {}). The scalar is this rank's
+    share: its sum over ranks and micro-batches is the loss of the global batch. L_NTP is divided by
+    `global_valid_tokens`; L_NITP carries its normaliser in pair_weight_BL. Neither the [B, L, V]
+    logits nor the projector's [B, L, 4d] activations exist whole: each chunk runs forward and
+    backward before the next, and one gradient per carrier enters the decoder.
+
+    Without grad (validation) the scalar is cross entropy alone; NITP goes to `sums` only.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(ChunkedLossWrapper.Config):
+        nitp: NITPConfig
+
+    def __init__(self, config: Config, *, compile_config: CompileConfig | None = None) -> None:
+        super().__init__(config, compile_config=compile_config)
+        self.nitp = config.nitp
+        self._alignment_sum = objective.alignment_sum
+        self._maybe_compile_alignment(compile_config)
+        self.sums = torch.zeros(len(Sum))
+        self._decoder: nn.Module | None = None
+        self._projector: nn.Module | None = None
+        self._term: _Term | None = None
+
+    def _maybe_compile_alignment(self, config: CompileConfig | None) -> None:
+        if config is not None and config.enable and "loss" in config.components:
+            self._alignment_sum = torch.compile(objective.alignment_sum, backend=config.backend)
+
+    def set_decoder(self, decoder: nn.Module, device: torch.device) -> None:
+        """Take the (parallelised) decoder that owns the projector. Call before the first use."""
+        self._decoder = decoder
+        self._projector = getattr(decoder, PROJECTOR_NAME)
+        # Allocated once: under CUDA graphs only in-place updates reach a replayed step.
+        self.sums = torch.zeros(len(Sum), device=device, dtype=torch.float32)
+
+    def __call__(
+        self,
+        pred: NITPOutput,
+        labels: torch.Tensor,
+        global_valid_tokens: torch.Tensor | None = None,
+        *,
+        positions: torch.Tensor | None = None,
+        **loss_inputs: Any,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if self.nitp.uses_target:
+            self._term = self._run_alignment(pred)
+        else:
+            assert positions is not None, "the token-cosine penalty needs positions"
+            self._term = self._run_token_cosine(pred, positions)
+        loss, metrics = super().__call__(pred.h_BLD, labels, global_valid_tokens, **loss_inputs)
+        self._term = None
+        return loss, metrics
+
+    # ------------------------------------------------------------------------ L_NITP
+
+    def _run_alignment(self, out: NITPOutput) -> "_Term":
+        """lambda * L_NITP of these rows, run to its gradients, and its entries of `sums`."""
+        source_BLD = out.source_BLD
+        is_training = source_BLD.requires_grad
+        moves_target = is_training and out.z_BLD.requires_grad
+        target_BLD = objective.shift_targets(out.z_BLD.detach(), self.nitp.shift)
+
+        grad_source = self._grad_accumulator(source_BLD) if is_training else None
+        grad_target = self._grad_accumulator(target_BLD) if moves_target else None
+        values, cosines = [], []
+        with self._one_projector_sync(is_training) as before_last_chunk:
+            for index in range(self.num_chunks):
+                if index == self.num_chunks - 1:
+                    before_last_chunk()
+                source, target, weight = (
+                    x.chunk(self.num_chunks, dim=1)[index].detach()
+                    for x in (source_BLD, target_BLD, out.pair_weight_BL)
+                )
+                source.requires_grad_(is_training)
+                target.requires_grad_(moves_target)
+                value, cosine = self._align(source, target, weight)
+                values.append(value.detach())
+                cosines.append(cosine)
+                if grad_source is not None:
+                    (self.nitp.weight * value).backward()
+                    grad_source.add(source.grad)
+                if grad_target is not None:
+                    grad_target.add(target.grad)
+
+        value = torch.stack(values).sum()
+        self.sums[Sum.NITP] += value
+        self.sums[Sum.COSINE] += torch.stack(cosines).sum()
+        self.sums[Sum.WEIGHT] += out.pair_weight_BL.sum()
+        grads = []
+        if grad_source is not None:
+            grads.append((source_BLD, grad_source.result()))
+        if grad_target is not None:
+            grads.append((out.z_BLD, _unshift(grad_target.result(), self.nitp.shift)))
+        return _Term(self.nitp.weight * value, grads)
+
+    def _align(
+        self, source_BLD: torch.Tensor, target_BLD: torch.Tensor, weight_BL: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One chunk: (weighted sum of distances, weighted sum of cosines without grad)."""
+        pred_BLD = source_BLD if self._projector is None else self._projector(source_BLD)
+        pred_TD, target_TD = pred_BLD.flatten(0, 1), target_BLD.flatten(0, 1)
+        weight_T = weight_BL.flatten()
+        value = self._alignment_sum(pred_TD, target_TD, weight_T, self.nitp.loss)
+        with torch.no_grad():
+            distance = value
+            if self.nitp.loss != "cosine":
+                distance = self._alignment_sum(pred_TD, target_TD, weight_T, "cosine")
+            return value, weight_T.sum() - distance
+
+    def _run_token_cosine(self, out: NITPOutput, positions_BL: torch.Tensor) -> "_Term":
+        """The ablation without target. Pairs span whole documents, so it runs in one piece."""
+        source_BLD, weight_BL = out.source_BLD, out.pair_weight_BL
+        h_BLD = source_BLD.detach().float().requires_grad_(source_BLD.requires_grad)
+        value = objective.token_cosine_sum(h_BLD, positions_BL, weight_BL)
+        self.sums[Sum.NITP] += value.detach()
+        self.sums[Sum.COSINE] += value.detach()
+        num_others_BL = objective.token_cosine_pair_counts(positions_BL, weight_BL != 0)
+        self.sums[Sum.WEIGHT] += (weight_BL * num_others_BL).sum()
+        if not source_BLD.requires_grad:
+            return _Term(self.nitp.weight * value, [])
+        (grad_BLD,) = torch.autograd.grad(self.nitp.weight * value, h_BLD)
+        return _Term(self.nitp.weight * value.detach(), [(source_BLD, grad_BLD)])
+
+    def _grad_accumulator(self, reference: torch.Tensor) -> GradAccumulator:
+        return GradAccumulator(reference, num_chunks=self.num_chunks, dtype=torch.float32)
+
+    @contextmanager
+    def _one_projector_sync(self, is_training: bool) -> Iterator[Callable[[], None]]:
+        """FSDP2: one all-gather and one reduce-scatter of P for all chunks.
+
+        Each chunk's backward ends in FSDP2's root callback, which would reduce and reshard every
+        module of the decoder in the middle of its step. So the whole decoder is told that more
+        backwards follow; P alone synchronises, in the last chunk's backward (call the yielded
+        function before it). The decoder's own backward, which follows, waits for P's reduction.
+        """
+        decoder, projector = self._decoder, self._projector
+        if not isinstance(projector, FSDPModule):
+            yield lambda: None
+            return
+        assert isinstance(decoder, FSDPModule)
+
+        def before_last_chunk() -> None:
+            projector.set_requires_gradient_sync(True, recurse=False)
+            projector.set_reshard_after_backward(True, recurse=False)
+
+        # An explicit unshard leaves no all-gather event behind, which CUDA graph capture refuses.
+        projector.unshard()
+        if not is_training:
+            yield lambda: None
+            projector.reshard()
+            return
+        decoder.set_is_last_backward(False)
+        decoder.set_requires_gradient_sync(False)
+        decoder.set_reshard_after_backward(False)
+        yield before_last_chunk
+        decoder.set_is_last_backward(True)
+        decoder.set_requires_gradient_sync(True)
+        decoder.set_reshard_after_backward(True)
+
+    # --------------------------------------------------------------- L_NTP + lambda L_NITP
+
+    def _gradient_backprop(
+        self,
+        hidden_states: torch.Tensor,
+        accumulated_grad: torch.Tensor,
+        total_loss: torch.Tensor,
+        lm_head: nn.Module,
+        fsdp_enabled: bool,
+    ) -> torch.Tensor:
+        """Join both terms in one autograd node (ChunkedLossWrapper calls this in training)."""
+        assert self._term is not None
+        self.sums[Sum.NTP] += total_loss
+        self.sums[Sum.NTP_GRAD_SQ] += accumulated_grad.float().square().sum()
+        grads = {hidden_states: accumulated_grad}
+        for carrier, grad in self._term.grads:
+            self.sums[Sum.NITP_GRAD_SQ] += grad.square().sum()
+            if carrier in grads:
+                # Added in float32, before the one rounding to the activation dtype.
+                grad = grads[carrier].float() + grad
+            grads[carrier] = grad.to(carrier.dtype)
+        loss = total_loss + self._term.value
+        return _InjectGradients.apply(loss, len(grads), *grads.keys(), *grads.values())
+
+
+class _Term(NamedTuple):
+    """A term of the loss whose backward down to the decoder's outputs has already run."""
+
+    value: torch.Tensor
+    """This rank's share of the term, detached float32 scalar."""
+
+    grads: list[tuple[torch.Tensor, torch.Tensor]]
+    """(tensor of the decoder's graph, float32 gradient of the term with respect to it)."""
+
+
+def _unshift(grad_BLD: torch.Tensor, shift: int) -> torch.Tensor:
+    """Gradient of z from the gradient of shift_targets(z)."""
+    z_BLD = torch.zeros_like(grad_BLD, requires_grad=True)
+    with torch.enable_grad():
+        shifted_BLD = objective.shift_targets(z_BLD, shift)
+    return torch.autograd.grad(shifted_BLD, z_BLD, grad_BLD)[0]
+
+
+class _InjectGradients(torch.autograd.Function):
+    """The loss value, whose backward hands each carrier the gradient computed before.
+
+    Ignores the incoming gradient, as TorchTitan's own bridge does: call backward on the loss
+    itself, not on a multiple of it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, loss: torch.Tensor, num_carriers: int, *tensors: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(*tensors[num_carriers:])
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
+        grads = ctx.saved_tensors
+        return (None, None, *grads, *(None for _ in grads))

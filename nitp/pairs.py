@@ -1,0 +1,35 @@
+"""Which positions of a batch form NITP pairs, and the model input that carries their weight."""
+
+import torch
+
+from nitp import objective
+from nitp.config import NITPConfig
+
+PAIR_WEIGHT = "pair_weight_BL"
+"""Name of the model input. A tensor, not state on the loss: it survives CUDA graph replay,
+pipeline schedules and gradient accumulation alike."""
+
+
+def pair_mask(
+    input_dict: dict[str, torch.Tensor], labels_BL: torch.Tensor, nitp: NITPConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mask_BL bool, num_pairs int64 scalar) of one batch of whole rows, before any sharding.
+
+    mask_BL marks the positions that take part; num_pairs is the normaliser of their loss. Each
+    marked position is one pair, except for the token-cosine penalty, whose pairs are the ordered
+    pairs of marked tokens of a document.
+
+    Raises ValueError if the data loader gives no positions.
+    """
+    if "positions" not in input_dict:
+        raise ValueError(
+            "NITP needs per-document positions to find document boundaries; the data loader's "
+            "input dictionary has no 'positions'. Use a packed loader such as TorchTitan's text "
+            "loader or this project's."
+        )
+    positions_BL = input_dict["positions"]
+    if not nitp.uses_target:
+        mask_BL = labels_BL != objective.IGNORE_INDEX
+        return mask_BL, objective.token_cosine_pair_counts(positions_BL, mask_BL).sum()
+    mask_BL = objective.next_token_pair_mask(positions_BL, labels_BL, nitp.shift)
+    return mask_BL, mask_BL.sum()

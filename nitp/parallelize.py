@@ -1,0 +1,89 @@
+"""The projector's place in sharding: one FSDP2 unit of its own.
+
+The decoder itself is parallelised by its model's own function, which never sees the projector.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from torch import nn
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torchtitan.config import TORCH_DTYPE_MAP, ParallelismConfig, TrainingConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.protocols.module import Module
+
+from nitp._torchtitan import resolve_fsdp_mesh
+from nitp.projector import PROJECTOR_NAME
+
+
+def wrap_parallelize(parallelize_decoder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The model's own `parallelize_fn`, followed by the projector's sharding.
+
+    The projector leaves the decoder meanwhile: it must be neither in the decoder's FSDP2 units
+    (its gathers belong to the loss, not to forward), nor checkpointed or compiled with it.
+    """
+
+    @wraps(parallelize_decoder)
+    def parallelize(
+        model: nn.Module,
+        *,
+        parallel_dims: ParallelDims,
+        training: TrainingConfig,
+        parallelism: ParallelismConfig,
+        **kwargs: Any,
+    ) -> nn.Module:
+        projector = getattr(model, PROJECTOR_NAME)
+        setattr(model, PROJECTOR_NAME, None)
+        model = parallelize_decoder(
+            model,
+            parallel_dims=parallel_dims,
+            training=training,
+            parallelism=parallelism,
+            **kwargs,
+        )
+        if projector is not None:
+            shard_projector(projector, parallel_dims, training, parallelism)
+            setattr(model, PROJECTOR_NAME, projector)
+        return model
+
+    return parallelize
+
+
+def shard_projector(
+    projector: Module,
+    parallel_dims: ParallelDims,
+    training: TrainingConfig,
+    parallelism: ParallelismConfig,
+) -> None:
+    """Shard P over the data-parallel ranks, in the mixed precision of the decoder's layers.
+
+    Kept whole after forward: the loss calls it once per chunk and gathers and reshards it itself.
+    """
+    if parallelism.spmd_backend == "partial_dtensor":
+        axes = ["dp_replicate", "fsdp"] if parallel_dims.dp_replicate_enabled else ["fsdp"]
+        mesh, mesh_dims = parallel_dims.get_mesh(axes), None
+    else:
+        projector.parallelize(parallel_dims)
+        mesh, mesh_dims = resolve_fsdp_mesh(parallel_dims)
+    fully_shard(
+        projector,
+        mesh=mesh,
+        dp_mesh_dims=mesh_dims,
+        mp_policy=MixedPrecisionPolicy(
+            param_dtype=TORCH_DTYPE_MAP[training.mixed_precision_param],
+            reduce_dtype=TORCH_DTYPE_MAP[training.mixed_precision_reduce],
+            cast_forward_inputs=False,
+        ),
+        reshard_after_forward=False,
+        offload_policy=CPUOffloadPolicy() if training.enable_cpu_offload else OffloadPolicy(),
+    )
+    assert isinstance(projector, FSDPModule)
+    # Losses are already divided by global counts; FSDP2 must sum gradients, not average them.
+    projector.set_gradient_divide_factor(1.0)

@@ -1,0 +1,79 @@
+"""The trainer seam: pair weights into each step, NITP's figures out of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torchtitan.distributed.utils import dist_sum_tensor
+from torchtitan.trainer import Trainer
+
+from nitp.compose import check_composition
+from nitp.config import NITPConfig
+from nitp.loss import NITPLoss
+from nitp.metrics import NITPMetricsProcessor, StepContext
+from nitp.pairs import PAIR_WEIGHT, pair_mask
+
+Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+
+
+class NITPTrainer(Trainer):
+    """TorchTitan's trainer for a configuration made by `with_nitp`."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Trainer.Config):
+        nitp: NITPConfig = field(default_factory=lambda: NITPConfig(enable=False))
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        check_composition(config)
+        super().__init__(config)
+        assert isinstance(self.metrics_processor, NITPMetricsProcessor)
+        if isinstance(self.loss_fn, NITPLoss):
+            self.loss_fn.set_decoder(self.model_parts[-1], self.device)
+        self.metrics_processor.set_run(
+            nitp=config.nitp,
+            loss=self.loss_fn if isinstance(self.loss_fn, NITPLoss) else None,
+            total_steps=config.training.steps,
+            max_norm=config.training.max_norm,
+        )
+
+    def train_step(self, data_iterator: Iterator[Batch]) -> None:
+        if not isinstance(self.loss_fn, NITPLoss):
+            return super().train_step(data_iterator)
+        num_batches = self.gradient_accumulation_steps * self.num_pipeline_parallel_microbatches
+        batches = [next(data_iterator) for _ in range(num_batches)]
+        self.loss_fn.sums.zero_()
+        return super().train_step(iter(self._weigh_pairs(batches)))
+
+    def _weigh_pairs(self, batches: list[Batch]) -> list[Batch]:
+        """Give every batch of the step its pair weights.
+
+        L_NITP is the mean over the valid pairs of the global batch (all ranks, all accumulation
+        steps), so its normaliser must be known before the first backward: valid / global pairs.
+        The start step is in the weights too, as a value that CUDA graph replay sees change.
+        """
+        nitp = self.config.nitp
+        is_started = self.step >= nitp.start_step
+        masks = [pair_mask(inputs, labels, nitp) for inputs, labels in batches]
+        counts = torch.stack([torch.stack([count, mask.sum()]) for mask, count in masks]).sum(0)
+        counts = counts.to(self.device)
+        if self.parallel_dims.dp_enabled:
+            counts = dist_sum_tensor(counts, self.parallel_dims.get_mesh("batch"))
+        num_pairs, num_valid_positions = counts
+        # No pair at all gives weights of 0 and a loss of 0, not NaN.
+        pair_weight = is_started / num_pairs.clamp(min=1).float()
+        self.metrics_processor.step_context = StepContext(
+            is_started=is_started,
+            num_valid_positions=num_valid_positions,
+            num_positions=sum(labels.numel() for _, labels in batches) * self._batch_degree,
+        )
+        return [
+            ({**inputs, PAIR_WEIGHT: mask_BL.to(self.device) * pair_weight}, labels)
+            for (inputs, labels), (mask_BL, _) in zip(batches, masks, strict=True)
+        ]
+
+    @property
+    def _batch_degree(self) -> int:
+        dims = self.parallel_dims
+        return dims.get_mesh("batch").size() if dims.dp_enabled else 1

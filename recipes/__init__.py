@@ -1,0 +1,1 @@
+"""Recipes: command line, data and models that train a decoder with NITP."""
