@@ -21,9 +21,15 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def activate() -> None:
-    """Make TorchTitan resolve its device to the CPU. Must run before torchtitan is imported."""
-    assert "torchtitan" not in sys.modules, "recipes.cpu.activate() must precede torchtitan"
-    torch._utils._get_available_device_type = lambda: "cpu"
+    """Make TorchTitan resolve its device to the CPU.
+
+    Raises RuntimeError if torchtitan is imported already: it has resolved its device by then.
+    """
+    if torch._utils._get_available_device_type is _get_cpu:
+        return
+    if "torchtitan" in sys.modules:
+        raise RuntimeError("without an accelerator, import recipes.config before torchtitan")
+    torch._utils._get_available_device_type = _get_cpu
     # torch.cpu lacks what TorchTitan's memory monitor and barriers ask of a device module.
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name, function in {
@@ -36,6 +42,10 @@ def activate() -> None:
         "device_count": lambda: 1,
     }.items():
         setattr(torch.cpu, name, function)
+
+
+def _get_cpu() -> str:
+    return "cpu"
 
 
 def _memory_stats(device: Any = None) -> dict[str, int]:

@@ -24,7 +24,7 @@ class SDPAttention(FlexAttention):
     class Config(FlexAttention.Config):
         pass
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         q_BLNH: torch.Tensor,
         k_BLNH: torch.Tensor,

@@ -4,8 +4,10 @@ One set of blocks for every family, with half-rotation RoPE, so that weights map
 stock Hugging Face architectures: Llama (no q/k norm), Qwen3 (q/k norm), Glm4Moe (MoE).
 """
 
+from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn as nn
 from torchtitan.components.optimizer import register_moe_load_balancing_hook
 from torchtitan.distributed.pipeline_parallel import pipeline_llm
@@ -18,6 +20,8 @@ from torchtitan.models.common.config_utils import (
     make_routed_experts_config,
     make_router_config,
 )
+from torchtitan.models.common.feed_forward import FeedForward
+from torchtitan.models.common.moe import MoE
 from torchtitan.models.common.nn_modules import RMSNorm
 from torchtitan.models.common.param_init import skip_param_init
 from torchtitan.models.qwen3 import Qwen3Model, parallelize_qwen3
@@ -87,7 +91,7 @@ def _build_layer(shape: DecoderShape, index: int) -> Qwen3TransformerBlock.Confi
     )
 
 
-def _build_ffn(shape: DecoderShape, hidden_dim: int):
+def _build_ffn(shape: DecoderShape, hidden_dim: int) -> FeedForward.Config:
     # TorchTitan's helper has one initialiser for w2 and w3; w2 writes to the residual stream.
     config = make_ffn_config(
         dim=shape.dim,
@@ -99,7 +103,7 @@ def _build_ffn(shape: DecoderShape, hidden_dim: int):
     return config
 
 
-def _build_moe(shape: DecoderShape):
+def _build_moe(shape: DecoderShape) -> MoE.Config:
     """Sigmoid scores, selection-bias balancing, normalised top-k (DeepSeek-V3's router).
 
     Ours: the paper names a DeepSeek-V2-style MoE, whose router is softmax with auxiliary losses.
@@ -138,7 +142,7 @@ def _norm(shape: DecoderShape, dim: int) -> RMSNorm.Config:
     )
 
 
-def _normal(std: float):
+def _normal(std: float) -> Callable[[torch.Tensor], torch.Tensor]:
     return partial(nn.init.trunc_normal_, std=std)
 
 

@@ -1,0 +1,100 @@
+"""Checks of settings against each other and against the disk, and the torch-free configs.
+
+Free of torch: what these refuse costs a second, not the start of a job.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from nitp.config import NITPConfig
+from recipes.data.config import DataConfig, SourceConfig
+from recipes.data.sources import check_sources
+from recipes.data.tokenizer import check_tokenizer
+from recipes.fields import read_keys, source_path
+from recipes.models.shapes import FLAVORS, DecoderShape
+from recipes.settings import Settings, SettingsError, nearest
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise SettingsError, naming the file of origin, unless the settings can be a run.
+
+    Covers the model and its flavour, NITP and the data options. What TorchTitan's configs check
+    themselves (degrees, dtypes, checkpoint paths) is left to them.
+    """
+    with _naming_the_origin(settings):
+        nitp = build_nitp(settings)
+        build_data(settings)
+        if settings.values["model"]["name"] == "nitp":
+            shape = build_shape(settings)
+            if nitp.is_active:
+                nitp.check_depth(shape.num_layers)
+        else:
+            _check_torchtitan_model(settings)
+
+
+def check_files(settings: Settings) -> None:
+    """Raise SettingsError unless data sources and tokenizer are on this machine."""
+    with _naming_the_origin(settings):
+        check_sources(build_data(settings))
+        check_tokenizer(settings.values["tokenizer"]["path"])
+
+
+@contextmanager
+def _naming_the_origin(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        option = re.match(r"\w+\.\w+", str(error))
+        where = settings.origin.get(option[0]) if option else None
+        raise SettingsError(f"{where}: {error}" if where else str(error)) from error
+
+
+def build_nitp(settings: Settings) -> NITPConfig:
+    """The `[nitp]` table. Raises ValueError for a value out of range."""
+    return NITPConfig(**settings.values["nitp"])
+
+
+def build_data(settings: Settings) -> DataConfig:
+    """The `[data]` table with its `[[data.sources]]`. Raises ValueError, as DataConfig does."""
+    values = dict(settings.values["data"])
+    sources = [SourceConfig(**source) for source in values.pop("sources")]
+    return DataConfig(**values, sources=sources)
+
+
+def build_shape(settings: Settings) -> DecoderShape:
+    """The flavour of this project's decoder with the overrides of `[model]`. Raises ValueError."""
+    overrides = dict(settings.values["model"])
+    name, flavor = overrides.pop("name"), overrides.pop("flavor")
+    assert name == "nitp", f"{name} has no DecoderShape"
+    _check_choice("model.flavor", flavor, list(FLAVORS))
+    return replace(FLAVORS[flavor], **overrides)
+
+
+def torchtitan_models() -> list[str]:
+    """TorchTitan's models: the packages that have a registry."""
+    packages = sorted(source_path("torchtitan.models").parent.glob("*/__init__.py"))
+    return [
+        package.parent.name
+        for package in packages
+        if "def model_registry(" in package.read_text(encoding="utf-8")
+    ]
+
+
+def _check_torchtitan_model(settings: Settings) -> None:
+    model = settings.values["model"]
+    _check_choice("model.name", model["name"], ["nitp", *torchtitan_models()])
+    flavors = read_keys(f"torchtitan.models.{model['name']}", "_configs")
+    _check_choice("model.flavor", model["flavor"], flavors)
+    for key in model.keys() - {"name", "flavor"}:
+        raise ValueError(
+            f'model.{key} is an override of model.name = "nitp" only. '
+            f"{model['name']} has the shape of its flavor."
+        )
+
+
+def _check_choice(option: str, value: str, choices: list[str]) -> None:
+    if value not in choices:
+        hint = nearest(value, choices) or f" Use one of {', '.join(choices)}."
+        raise ValueError(f'{option} ("{value}") does not exist.{hint}')

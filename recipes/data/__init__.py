@@ -1,0 +1,1 @@
+"""Documents, tokenizer, packed rows and the loader that serves them to TorchTitan."""

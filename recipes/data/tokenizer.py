@@ -1,0 +1,125 @@
+"""The tokenizer folder: what `[tokenizer] path` means, and the one trained on the embedded corpus.
+
+Imports neither torch nor, before it trains, `tokenizers`.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from recipes.data.config import EMBEDDED_TOKENIZER
+from recipes.data.corpus import compute_record, find_corpus_files
+from recipes.data.sources import is_validation
+
+EOS_TOKEN = "<|endoftext|>"
+
+_VOCAB_SIZE = 8192
+_HELD_OUT = 0.1
+"""The tokenizer is not trained on this share of the documents, so that those of any
+data.validation_fraction up to this are new to it too, and one tokenizer serves all of them."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
+"""TorchTitan's HuggingFaceTokenizer reads the first of these that exists."""
+
+
+def check_tokenizer(path: str) -> None:
+    """Raise ValueError, one line, unless `path` is a tokenizer folder that TorchTitan can load.
+
+    Trains nothing: for the embedded tokenizer only its corpus must be there.
+    """
+    if path == EMBEDDED_TOKENIZER:
+        find_corpus_files()
+        return
+    rule = f"Give a Hugging Face tokenizer folder or {EMBEDDED_TOKENIZER}."
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"tokenizer.path ({path}) is not a folder. {rule}")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ValueError(
+            f"tokenizer.path ({path}) has none of {', '.join(_TOKENIZER_FILES)}. {rule}"
+        )
+    config = folder / "tokenizer_config.json"
+    if not config.is_file() or json.loads(config.read_bytes()).get("eos_token") is None:
+        raise ValueError(
+            f"tokenizer.path ({path}): tokenizer_config.json names no eos_token, the label of each "
+            'document\'s last token. Add "eos_token".'
+        )
+
+
+def resolve_tokenizer_path(path: str) -> str:
+    """The folder to load: `path` itself, or the embedded tokenizer's, trained if need be."""
+    return str(load_embedded_tokenizer_dir()) if path == EMBEDDED_TOKENIZER else path
+
+
+def load_embedded_tokenizer_dir() -> Path:
+    """Folder of the byte-level BPE of the embedded corpus; the first call trains it (seconds).
+
+    Lies in $XDG_CACHE_HOME/nitp (default ~/.cache/nitp) under a hash of corpus and settings. Safe
+    with concurrent ranks and after an interrupted run: only a complete folder gets the name.
+    """
+    settings = json.dumps(
+        {
+            "kind": "byte-level BPE",
+            "vocab_size": _VOCAB_SIZE,
+            "eos": EOS_TOKEN,
+            "held_out": _HELD_OUT,
+            "corpus": compute_record().hash,
+        },
+        sort_keys=True,
+    )
+    digest = hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nitp"
+    folder = cache / f"tokenizer-{digest}"
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{folder.name}-") as temporary:
+            draft = Path(temporary, folder.name)
+            texts = (
+                path.read_text(encoding="utf-8")
+                for name, path in find_corpus_files()
+                if not is_validation(name, _HELD_OUT)
+            )
+            save_bpe_tokenizer(draft, texts, vocab_size=_VOCAB_SIZE)
+            try:
+                draft.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+                # Another rank was first; its folder has the same content.
+    return folder
+
+
+def save_bpe_tokenizer(folder: Path, texts: Iterable[str], *, vocab_size: int) -> None:
+    """Train a byte-level BPE and write it to `folder`, which must not exist, for Hugging Face.
+
+    Deterministic. EOS is token 0; there is no BOS; every byte sequence can be encoded.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_TOKEN],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": EOS_TOKEN,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 10**30,
+    }
+    _save_json(folder / "tokenizer_config.json", config)
+    _save_json(folder / "special_tokens_map.json", {"eos_token": EOS_TOKEN})
+
+
+def _save_json(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,94 @@
+"""What this project adds to TorchTitan's options: its own keys, and its own defaults.
+
+The classes are read as source, as TorchTitan's are (`recipes.schema`); each is (part of) one table.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+DEFAULTS: dict[str, Any] = {
+    # A run that ends must be resumable with more steps: a model-only save has no optimizer state.
+    "checkpoint.last_save_model_only": False,
+    # The curves are the result of a run; TorchTitan writes none unless told.
+    "metrics.enable_tensorboard": True,
+    # An NITP run and its baseline must start from equal weights; TorchTitan draws a seed per run.
+    "debug.seed": 0,
+}
+"""Defaults that differ from TorchTitan's, by table.key."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class JobOptions:
+    """The run as a whole, the `[job]` table."""
+
+    config_file: str | None = None
+    """The TOML file to load. Command line only."""
+
+    extends: str | list[str] | None = None
+    """Files that this file builds on, relative to it; a later one wins. Tables merge key by key,
+    arrays of tables replace. File only."""
+
+    description: str = ""
+    """What the run is for, in one line."""
+
+    dump_folder: str = "./outputs"
+    """Run directory: resolved configuration, checkpoints, TensorBoard."""
+
+    dry_run: bool = False
+    """Load, validate, build the model without memory, print the summary and exit."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class ModelOptions:
+    """Which model, the `[model]` table."""
+
+    name: str = "nitp"
+    """nitp: this project's decoder. Or one of TorchTitan's models, such as llama3."""
+
+    flavor: str
+    """Size of the model, by the name it has in the model's registry."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class TokenizerOptions:
+    """The `[tokenizer]` table."""
+
+    path: str = "embedded://python-bpe-8k"
+    """A folder with Hugging Face tokenizer files, or `embedded://python-bpe-8k`."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class OptimizerOptions:
+    """The numbers that TorchTitan keeps inside `param_groups`, for all parameters."""
+
+    name: Literal["AdamW", "Adam"] = "AdamW"
+    """Which optimizer."""
+
+    lr: float = 8e-4
+    """Peak learning rate."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the two moments."""
+
+    eps: float = 1e-8
+    """Term added to the denominator."""
+
+    weight_decay: float = 0.1
+    """Weight decay of all parameters."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class ActivationCheckpointOptions:
+    """The choice between TorchTitan's activation checkpointing classes."""
+
+    mode: Literal["none", "selective", "full", "memory_budget"] = "none"
+    """Which activations the backward pass recomputes. The table's other options belong to some of
+    the modes only."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Float8Options:
+    """The switch of TorchTitan's float8 converter."""
+
+    enable: bool = False
+    """Whether linear layers compute in float8."""
