@@ -48,8 +48,8 @@ class NITPMetricsProcessor(MetricsProcessor):
         pass
 
     step_context: StepContext | None = None
-    last_ntp_loss: float = float("nan")
-    """`loss_metrics/ntp_loss` as last logged."""
+    last_ntp_loss: float | None = None
+    """`loss_metrics/ntp_loss` as last logged; None before the first logged step."""
 
     def set_run(
         self, *, nitp: NITPConfig, loss: NITPLoss | None, total_steps: int, max_norm: float

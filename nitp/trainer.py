@@ -1,7 +1,7 @@
 """The trainer seam: pair weights into each step, NITP's figures out of it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torchtitan.distributed.utils import dist_sum_tensor
@@ -29,6 +29,11 @@ class NITPTrainer(Trainer):
         check_composition(config)
         super().__init__(config)
         assert isinstance(self.metrics_processor, NITPMetricsProcessor)
+        if config.validator.enable and config.validator.steps != -1:
+            # A validation step is a global batch, as in training: the validation set must not
+            # depend on the number of ranks.
+            steps = config.validator.steps * self.gradient_accumulation_steps
+            self.validator.config = replace(config.validator, steps=steps)
         if isinstance(self.loss_fn, NITPLoss):
             self.loss_fn.set_decoder(self.model_parts[-1], self.device)
         self.metrics_processor.set_run(

@@ -1,0 +1,28 @@
+# make train, make test: each sets itself up once (virtual environment .venv), then starts at once.
+PYTHON ?= python3
+BIN := .venv/bin
+CONFIG ?= train_configs/debug.toml
+
+.PHONY: train test test-slow lint clean
+
+train: .venv/.installed
+	$(BIN)/python -m recipes.train --job.config_file $(CONFIG)
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv outputs

@@ -1,0 +1,163 @@
+"""Settings -> TorchTitan's own typed configuration. The one place where a run is put together."""
+
+import importlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from recipes.checks import build_data, build_nitp, build_shape, check_files, check_settings
+from recipes.settings import Settings, resolve_settings
+
+ON_CPU = torch._utils._get_available_device_type() in (None, "cpu")
+"""Whether this machine has no accelerator; then the CPU platform takes its place."""
+
+if ON_CPU:
+    from recipes import cpu
+
+    cpu.activate()
+
+from torchtitan.components.checkpointer import CheckpointManager  # noqa: E402
+from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss  # noqa: E402
+from torchtitan.components.metrics import MetricsProcessor  # noqa: E402
+from torchtitan.components.optimizer import (  # noqa: E402
+    LRSchedulersContainer,
+    OptimizersContainer,
+    ParamGroupConfig,
+)
+from torchtitan.components.tokenizer import HuggingFaceTokenizer  # noqa: E402
+from torchtitan.components.validate import Validator  # noqa: E402
+from torchtitan.config import (  # noqa: E402
+    CommConfig,
+    CompileConfig,
+    DebugConfig,
+    OverrideConfig,
+    ParallelismConfig,
+    TrainingConfig,
+)
+from torchtitan.distributed import activation_checkpoint  # noqa: E402
+from torchtitan.models.common.decoder import Decoder  # noqa: E402
+from torchtitan.protocols.model_spec import ModelSpec  # noqa: E402
+from torchtitan.tools.profiler import Profiler  # noqa: E402
+from torchtitan.trainer import Trainer  # noqa: E402
+
+from nitp import with_nitp  # noqa: E402
+from nitp.compose import check_composition  # noqa: E402
+from nitp.trainer import NITPTrainer  # noqa: E402
+from recipes.data.loader import PackedDataLoader  # noqa: E402
+from recipes.data.tokenizer import resolve_tokenizer_path  # noqa: E402
+from recipes.models.decoder import build_model_spec  # noqa: E402
+
+_ACTIVATION_CHECKPOINT = {
+    "selective": activation_checkpoint.SelectiveAC.Config,
+    "full": activation_checkpoint.FullAC.Config,
+    "memory_budget": activation_checkpoint.MemoryBudgetAC.Config,
+}
+
+
+def load_config(path: str | None, overrides: Sequence[str] = ()) -> NITPTrainer.Config:
+    """The trainer configuration of a TOML file with `--table.key value` overrides.
+
+    Raises ValueError, one line, for a user's mistake. Without an accelerator the result runs on
+    CPU; import this module before anything of torchtitan there.
+    """
+    settings = resolve_settings(path, overrides)
+    check_settings(settings)
+    check_files(settings)
+    return build_config(settings)
+
+
+def build_config(settings: Settings) -> NITPTrainer.Config:
+    """The trainer configuration of checked settings. Raises ValueError."""
+    values = settings.values
+    if values["float8"]["enable"]:
+        raise ValueError("float8.enable (true) is not implemented. Set it to false.")
+    data, spec = build_data(settings), build_model(settings)
+    assert isinstance(spec.model, Decoder.Config)
+    tokenizer_path = resolve_tokenizer_path(values["tokenizer"]["path"])
+    if os.path.isdir(tokenizer_path):  # a dry run may be where the tokenizer is not
+        _check_vocabulary(tokenizer_path, spec.model.vocab_size)
+    try:
+        config = Trainer.Config(
+            model_spec=spec,
+            dump_folder=values["job"]["dump_folder"],
+            hf_assets_path=tokenizer_path,
+            dataloader=PackedDataLoader.Config(data=data, split="train"),
+            validator=Validator.Config(
+                **values["validation"],
+                dataloader=PackedDataLoader.Config(data=data, split="validation"),
+            ),
+            loss=ChunkedLossWrapper.Config(
+                **values["loss"],
+                loss_fn=CrossEntropyLoss.Config(global_vocab_size=spec.model.vocab_size),
+            ),
+            optimizer=_build_optimizer(values["optimizer"]),
+            lr_scheduler=LRSchedulersContainer.Config(**values["lr_scheduler"]),
+            training=TrainingConfig(**values["training"]),
+            parallelism=ParallelismConfig(**values["parallelism"]),
+            checkpoint=_build_checkpoint(values["checkpoint"]),
+            activation_checkpoint=_build_activation_checkpoint(values["activation_checkpoint"]),
+            compile=CompileConfig(**values["compile"]),
+            metrics=MetricsProcessor.Config(**values["metrics"]),
+            profiler=Profiler.Config(**values["profiler"]),
+            comm=CommConfig(**values["comm"]),
+            debug=DebugConfig(**values["debug"]),
+            override=OverrideConfig(**values["override"]),
+        )
+    except AssertionError as error:  # TorchTitan's way to refuse some values
+        raise ValueError(str(error)) from error
+    nitp_config = with_nitp(config, build_nitp(settings))
+    check_composition(nitp_config)
+    return cpu.adapt(nitp_config) if ON_CPU else nitp_config
+
+
+def _check_vocabulary(tokenizer_path: str, vocab_size: int) -> None:
+    num_tokens = HuggingFaceTokenizer(tokenizer_path=tokenizer_path).get_vocab_size()
+    if num_tokens > vocab_size:
+        raise ValueError(
+            f"model.vocab_size ({vocab_size}) must be at least the tokenizer's number of tokens "
+            f"({num_tokens}). Raise it, or choose another tokenizer.path."
+        )
+
+
+def build_model(settings: Settings) -> ModelSpec:
+    """This project's decoder, or one of TorchTitan's models by its registry's flavour."""
+    model = settings.values["model"]
+    if model["name"] == "nitp":
+        return build_model_spec(build_shape(settings), model["flavor"])
+    registry: Any = importlib.import_module(f"torchtitan.models.{model['name']}")
+    return registry.model_registry(model["flavor"])
+
+
+def _build_optimizer(values: dict[str, Any]) -> OptimizersContainer.Config:
+    return OptimizersContainer.Config(
+        implementation=values["implementation"],
+        param_groups=[
+            ParamGroupConfig(
+                pattern=".*",
+                optimizer_name=values["name"],
+                optimizer_kwargs={
+                    "lr": values["lr"],
+                    "betas": tuple(values["betas"]),
+                    "eps": values["eps"],
+                    "weight_decay": values["weight_decay"],
+                },
+            )
+        ],
+    )
+
+
+def _build_checkpoint(values: dict[str, Any]) -> CheckpointManager.Config:
+    values = dict(values)
+    if values["initial_load_path"] is None:
+        values["initial_load_model_only"] = False  # without a path it has no effect, and warns
+    elif "://" not in values["initial_load_path"]:
+        values["initial_load_path"] = os.path.abspath(values["initial_load_path"])
+    return CheckpointManager.Config(**values)
+
+
+def _build_activation_checkpoint(values: dict[str, Any]) -> Any:
+    fields = {key: value for key, value in values.items() if key != "mode"}
+    mode = values["mode"]
+    return None if mode == "none" else _ACTIVATION_CHECKPOINT[mode](**fields)

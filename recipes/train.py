@@ -1,0 +1,84 @@
+"""Train: python -m recipes.train --job.config_file F.toml [--table.key value ...]
+
+One process, or one per device under torchrun. Exit code 0 done, 1 failure, 2 bad usage or
+configuration; a user's mistake is one line on stderr that starts with `error: `.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+from recipes.checks import check_files, check_settings
+from recipes.help import format_help
+from recipes.schema import load_schema
+from recipes.settings import Settings, resolve_settings, save_settings
+
+USAGE = __doc__.splitlines()[0]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Everything that can be checked without torch is checked before torch is imported."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        topic = arguments[1] if len(arguments) > 1 else None
+        print(f"{USAGE}\n\n{format_help(load_schema(), topic)}")
+        return 0
+    try:
+        settings = resolve_settings(None, arguments)
+        check_settings(settings)
+        try:
+            check_files(settings)
+        except ValueError as error:
+            if not settings.values["job"]["dry_run"]:
+                raise
+            # The data may be on the cluster only: the rest of the configuration can be checked.
+            print(f"not on this machine: {error}", file=sys.stderr)
+    except ValueError as error:
+        return _report(error, 2)
+    return run(settings)
+
+
+def run(settings: Settings) -> int:
+    """Build and train (or only summarise, for job.dry_run); the exit code."""
+    _describe_single_process()
+    try:
+        from recipes.config import build_config
+
+        config = build_config(settings)
+    except (ValueError, NotImplementedError) as error:
+        return _report(error, 2)
+    from recipes import job
+
+    if settings.values["job"]["dry_run"]:
+        print(job.summarize(config))
+        return 0
+    job.init_logging()
+    if os.environ["RANK"] == "0":
+        save_settings(settings, os.path.join(config.dump_folder, "config.toml"))
+    try:
+        job.train(config)
+    except ValueError as error:
+        return _report(error, 1)
+    return 0
+
+
+def _describe_single_process() -> None:
+    """What torchrun would set, for a run without it."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    single = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in single.items()})
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+
+
+def _report(error: Exception, exit_code: int) -> int:
+    if os.environ.get("RANK", "0") == "0":  # the same on every rank: said once
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,192 @@
+"""The commands of the README, as a user types them."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from recipes.config import load_config
+
+ROOT = Path(__file__).parents[2]
+DEBUG = "train_configs/debug.toml"
+SMALL = [
+    "--model.num_layers=2", "--model.dim=32", "--model.num_heads=2", "--model.num_kv_heads=1",
+    "--model.head_dim=16", "--model.ffn_dim=64", "--nitp.target_layer=1", "--training.seq_len=64",
+    "--validation.steps=1", "--metrics.log_freq=1", "--metrics.disable_color_printing",
+]  # fmt: skip
+
+
+def train(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "recipes.train", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
+
+
+def load_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    return state
+
+
+def scalars(run: Path) -> dict[str, list[float]]:
+    """The curves of a run; TensorBoard's folders are named by the minute of each start."""
+    curves: dict[str, list[float]] = {}
+    for folder in sorted((run / "tb").iterdir()):
+        events = EventAccumulator(str(folder)).Reload()
+        for tag in events.Tags()["scalars"]:
+            curves.setdefault(tag, []).extend(event.value for event in events.Scalars(tag))
+    return curves
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nitp.targt_layer=3"], "nitp.targt_layer is not an option. Did you mean nitp."),
+        (["--training.steps=many"], 'training.steps ("many") must be an integer.'),
+        (["--nitp.target_layer=30"], "nitp.target_layer (30) must be at most the number"),
+        (["--data.sources=[{path='nowhere/*.txt'}]"], "data.sources[0].path (nowhere/*.txt) "),
+        (["--tokenizer.path=nowhere"], "tokenizer.path (nowhere) is not a folder."),
+        (["--model.flavor=debig"], 'model.flavor ("debig") does not exist. Did you mean debug?'),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_within_three_seconds(arguments, message):
+    started = time.perf_counter()
+    done = train("--job.config_file", DEBUG, *arguments)
+    assert time.perf_counter() - started < 3
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_a_missing_config_file_names_the_nearest():
+    done = train("--job.config_file", "train_configs/debg.toml")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: train_configs/debg.toml does not exist. Did you mean train_configs/debug.toml?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--parallelism.tensor_parallel_degree=2"], "NITP with tensor parallelism is not"),
+        (["--parallelism.context_parallel_degree=2"], "NITP with context parallelism is not"),
+        (["--parallelism.expert_parallel_degree=2"], "NITP with expert parallelism is not"),
+        (["--parallelism.pipeline_parallel_degree=2", "--training.disable_cuda_graphs"],
+         "NITP with pipeline parallelism is not"),
+        (["--float8.enable"], "float8.enable (true) is not implemented"),
+        (["--training.seq_len=250"], "loss.num_chunks (4) must divide training.seq_len (250)"),
+        (["--model.vocab_size=4096"], "model.vocab_size (4096) must be at least the tokenizer's"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_refused_by_name(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_config(DEBUG, arguments)
+
+
+def test_a_refusal_after_torch_is_imported_is_one_line_too():
+    done = train("--job.config_file", DEBUG, "--parallelism.tensor_parallel_degree=2")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert [line[:7] for line in done.stderr.splitlines()] == ["error: "]
+
+
+def test_the_9b_summary_equals_the_closed_form():
+    """Method section 2: 8.750 B in all, 1.062 B active, NITP 2.3 % of the paper's FLOPs."""
+    done = train("--job.config_file", "train_configs/nitp_9b.toml", "--job.dry_run")
+    assert done.returncode == 0, done.stderr
+    d, V, layers, experts, top_k, expert_dim = 1280, 152064, 24, 144, 8, 640
+    attention = d * 8 * 160 * 2 + d * 4 * 160 * 2
+    one_expert = 3 * d * expert_dim
+    always = (
+        2 * V * d
+        + layers * (attention + 2 * d)
+        + d
+        + 3 * d * 10944
+        + (layers - 1) * (one_expert + experts * d)
+    )
+    total = always + (layers - 1) * experts * one_expert
+    active = always + (layers - 1) * top_k * one_expert
+    assert (round(total / 1e9, 4), round(active / 1e9, 4)) == (8.7497, 1.0623)
+    assert f"parameters, backbone  {total:,}" in done.stdout
+    assert f"active per token    {active:,}" in done.stdout
+    assert f"parameters, projector {12 * d * d:,}" in done.stdout
+    assert f"of which NITP {72 * d * d + 18 * d:.4g}" in done.stdout
+
+
+def test_help_lists_every_option_with_its_docstring():
+    done = train("--help", "nitp")
+    assert done.returncode == 0
+    assert "target_layer" in done.stdout and "residual stream after k decoder layers" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """A run of 4 steps; the same from its saved configuration; 2 steps and then the other 2."""
+    folder = tmp_path_factory.mktemp("runs")
+    first, again, resumed = (folder / name for name in ("first", "again", "resumed"))
+    done = train("--job.config_file", DEBUG, *SMALL, "--training.steps=4",
+                 "--lr_scheduler.warmup_steps=1", "--checkpoint.interval=2",
+                 f"--job.dump_folder={first}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder / "log").write_text(done.stdout)
+    for extra in (
+        [f"--job.dump_folder={again}"],
+        [f"--job.dump_folder={resumed}", "--training.steps=2", "--lr_scheduler.total_steps=4"],
+        [f"--job.dump_folder={resumed}", "--lr_scheduler.total_steps=4"],
+    ):
+        done = train("--job.config_file", str(first / "config.toml"), *extra)
+        assert done.returncode == 0, done.stderr
+    return {"first": first, "again": again, "resumed": resumed, "folder": folder}
+
+
+def test_a_run_leaves_configuration_checkpoint_and_curves(runs):
+    run = runs["first"]
+    assert (run / "config.toml").is_file()
+    assert (run / "checkpoint" / "step-4" / ".metadata").is_file()
+    tags = scalars(run)
+    for tag in (
+        "loss_metrics/global_avg_loss", "loss_metrics/ntp_loss", "loss_metrics/nitp_loss",
+        "nitp/cosine", "nitp/valid_fraction", "nitp/weight", "nitp/projector_grad_norm",
+        "nitp/grad_ratio", "grad_norm", "throughput(tps)", "lr/AdamW",
+    ):  # fmt: skip
+        assert len(tags[tag]) == 4, tag
+    # The debug configuration validates at step 1 and every 100.
+    assert len(tags["validation_metrics/loss"]) == len(tags["validation_metrics/nitp_loss"]) == 1
+
+
+def test_a_run_ends_by_naming_its_files_and_what_to_do_next(runs):
+    log = (runs["folder"] / "log").read_text()
+    for text in (
+        "a unigram model's", f"tensorboard --logdir {runs['first']}/tb",
+        f"Checkpoint: {runs['first']}/checkpoint/step-4", "To train on: python -m recipes.train",
+    ):  # fmt: skip
+        assert text in log
+
+
+def test_the_saved_configuration_gives_the_same_run(runs):
+    first, again = scalars(runs["first"]), scalars(runs["again"])
+    for tag in ("loss_metrics/global_avg_loss", "loss_metrics/nitp_loss", "grad_norm"):
+        assert first[tag] == again[tag], tag
+
+
+def test_a_stopped_run_continues_as_if_it_had_not_stopped(runs):
+    first, resumed = scalars(runs["first"]), scalars(runs["resumed"])
+    for tag in ("loss_metrics/global_avg_loss", "loss_metrics/nitp_loss", "grad_norm", "lr/AdamW"):
+        assert first[tag] == resumed[tag], tag
+    ends = [runs[name] / "checkpoint" / "step-4" for name in ("first", "resumed")]
+    states = [load_checkpoint(end) for end in ends]
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
