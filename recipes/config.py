@@ -127,7 +127,9 @@ def build_model(settings: Settings) -> ModelSpec:
     if model["name"] == "nitp":
         return build_model_spec(build_shape(settings), model["flavor"])
     registry: Any = importlib.import_module(f"torchtitan.models.{model['name']}")
-    return registry.model_registry(model["flavor"])
+    # The CPU platform's attention stands in for FlexAttention, which not all models default to.
+    backend = {"attn_backend": "flex"} if ON_CPU else {}
+    return registry.model_registry(model["flavor"], **backend)
 
 
 def _build_optimizer(values: dict[str, Any]) -> OptimizersContainer.Config:

@@ -88,7 +88,8 @@ def _documents(step: Result) -> list[reference.Document]:
 
 @pytest.mark.parametrize("name", [*SHAPES, *VARIANTS])
 def test_step_equals_the_float64_loops_in_loss_and_every_gradient(steps, name):
-    """1e-6 and 1e-5: float32 rounding of a three-layer network against float64."""
+    """1e-6 and 1e-5: float32 rounding of a three-layer network against float64. 1e-7 absolute:
+    KL between two nearly uniform distributions is a small sum of terms that cancel."""
     step = steps[name]
     nitp = NITPConfig(**(NITP | VARIANTS.get(name, {})))
     params = {key: value.double().requires_grad_() for key, value in step.initial.items()}
@@ -96,7 +97,9 @@ def test_step_equals_the_float64_loops_in_loss_and_every_gradient(steps, name):
     assert len(_documents(step)) > len(step.batches) * 2, "rows must hold several documents"
     (metrics,) = step.metrics
     assert metrics["loss_metrics/ntp_loss"] == pytest.approx(expected.ntp.item(), rel=1e-6)
-    assert metrics["loss_metrics/nitp_loss"] == pytest.approx(expected.nitp.item(), rel=1e-6)
+    assert metrics["loss_metrics/nitp_loss"] == pytest.approx(
+        expected.nitp.item(), rel=1e-6, abs=1e-7
+    )
     assert metrics["loss_metrics/global_avg_loss"] == pytest.approx(expected.total.item(), rel=1e-6)
     expected.total.backward()
     assert step.grads.keys() == params.keys()

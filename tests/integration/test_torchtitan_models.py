@@ -18,6 +18,9 @@ MODELS = {
 }
 
 
+ON_TWO_RANKS = ("llama3", "qwen3_moe")
+
+
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory) -> dict[tuple[str, int], Result]:
     """A step of every model with NITP (on 1 and 2 ranks) and without."""
@@ -36,13 +39,16 @@ def steps(tmp_path_factory) -> dict[tuple[str, int], Result]:
         "--training.local_batch_size=1",
         "--training.global_batch_size=2",
     ]
-    with_nitp, baseline = [], []
+    on_one, on_two = [], []
     for name, (model, flavor) in MODELS.items():
         overrides = [*common, f"--model.name={model}", f"--model.flavor={flavor}"]
+        if name == "gpt_oss":  # its experts give bfloat16 whatever they get
+            overrides.append("--training.mixed_precision_param=bfloat16")
         config = "train_configs/debug.toml"
-        with_nitp.append(Case(name, config, overrides, num_steps=1))
-        baseline.append(Case(f"{name}_ntp", config, [*overrides, "--nitp.enable=false"], 1))
-    return run_world(with_nitp, (1, 2)) | run_world(baseline, (1,))
+        case = Case(name, config, overrides, num_steps=1)
+        on_one += [case, Case(f"{name}_ntp", config, [*overrides, "--nitp.enable=false"], 1)]
+        on_two += [case] if name in ON_TWO_RANKS else []
+    return run_world(on_one, (1,)) | run_world(on_two, (2,))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -70,7 +76,7 @@ def test_every_parameter_that_learns_without_nitp_learns_with_it(steps, name):
             assert (nitp[key] != 0).any(), key
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ON_TWO_RANKS)
 def test_two_ranks_give_the_losses_of_one_process(steps, name):
     """1e-5: float32 sums in another order."""
     (one,), (two,) = steps[name, 1].metrics, steps[name, 2].metrics
