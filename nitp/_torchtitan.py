@@ -9,15 +9,19 @@ import spmd_types as spmd
 # Buffer of per-chunk gradients that ends as one gradient of the whole sequence.
 from torchtitan.components.loss import GradAccumulator
 
+# Shards a tensor's sequence as context parallelism shards the model's inputs.
+# Shards a tensor's sequence as context parallelism shards the model's inputs.
+from torchtitan.distributed.context_parallel.api import cp_shard
+
 # The mesh that FSDP2 shards dense weights over, and which of its axes are data parallel.
 from torchtitan.distributed.full_dtensor import resolve_fsdp_mesh
 
-# Capability of a dense weight to declare its placement on the (dp, cp, tp) mesh; FSDP2 under the
-# default spmd_types backend refuses parameters without one.
+# Declares a dense weight's placement on the (dp, cp, tp) mesh; under the default spmd_types backend
+# FSDP2 refuses parameters without one.
 from torchtitan.models.common.decoder_sharding import dense_param_placement
 from torchtitan.protocols.sharding import SpmdLayout
 
-__all__ = ["GradAccumulator", "replicated_weight_sharding", "resolve_fsdp_mesh"]
+__all__ = ["GradAccumulator", "cp_shard", "replicated_weight_sharding", "resolve_fsdp_mesh"]
 
 
 def replicated_weight_sharding() -> SpmdLayout:

@@ -11,9 +11,8 @@ def check_composition(config: "NITPTrainer.Config") -> None:
     if not config.nitp.is_active:
         return
     parallelism = config.parallelism
+    tp, cp = parallelism.tensor_parallel_degree, parallelism.context_parallel_degree
     for name, what in (
-        ("tensor_parallel_degree", "tensor parallelism"),
-        ("context_parallel_degree", "context parallelism"),
         ("pipeline_parallel_degree", "pipeline parallelism"),
         ("expert_parallel_degree", "expert parallelism"),
     ):
@@ -21,10 +20,47 @@ def check_composition(config: "NITPTrainer.Config") -> None:
         if degree > 1:
             raise ValueError(
                 f"parallelism.{name} ({degree}) must be 1: NITP with {what} is not implemented. "
-                "Set it to 1 and use data parallelism, or set nitp.enable = false."
+                "Set it to 1, or set nitp.enable = false."
             )
-    num_chunks, seq_len = config.loss.num_chunks, config.training.seq_len
-    if seq_len % num_chunks:
+    if parallelism.spmd_backend != "spmd_types":
         raise ValueError(
-            f"loss.num_chunks ({num_chunks}) must divide training.seq_len ({seq_len})."
+            f'parallelism.spmd_backend ("{parallelism.spmd_backend}") must be "spmd_types", '
+            "TorchTitan's default: NITP with the others is not implemented."
+        )
+    if config.debug.spmd_typechecking:
+        raise ValueError(
+            "debug.spmd_typechecking (true) must be false: NITP's tensors carry no SPMD types."
+        )
+    if cp > 1 and parallelism.context_parallel_load_balancer == "ptrr":
+        raise ValueError(
+            'parallelism.context_parallel_load_balancer ("ptrr") must be "headtail" or "none": '
+            "NITP knows where the next token lies only in these orders."
+        )
+    if tp > 1 or cp > 1:
+        _check_whole_sequences(config)
+    num_chunks, seq_len = config.loss.num_chunks, config.training.seq_len
+    if seq_len % (num_chunks * tp * cp):
+        raise ValueError(
+            f"training.seq_len ({seq_len}) must be a multiple of loss.num_chunks ({num_chunks}) "
+            f"times the tensor-parallel ({tp}) and context-parallel ({cp}) degrees. Lower "
+            "loss.num_chunks or change training.seq_len."
+        )
+
+
+def _check_whole_sequences(config: "NITPTrainer.Config") -> None:
+    """What needs the whole sequence, or a gradient across its shards, on one device."""
+    nitp, where = config.nitp, "with tensor or context parallelism"
+    if not nitp.stop_gradient:
+        raise ValueError(
+            f"nitp.stop_gradient (false) is not implemented {where}: the target's gradient would "
+            "cross the shards. Use data parallelism."
+        )
+    if not nitp.uses_target:
+        raise ValueError(
+            f'nitp.loss ("{nitp.loss}") is not implemented {where}: it compares all tokens of a '
+            "document. Use data parallelism."
+        )
+    if config.parallelism.tensor_parallel_degree > 1 and nitp.hidden == "pre_norm":
+        raise ValueError(
+            'nitp.hidden ("pre_norm") is not implemented with tensor parallelism. Use "post_norm".'
         )

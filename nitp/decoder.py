@@ -36,6 +36,9 @@ class NITPOutput(NamedTuple):
     h_pre_norm_BLD: torch.Tensor | None = None
     """Hidden state before the final norm, where P reads that (hidden = "pre_norm")."""
 
+    positions_BL: torch.Tensor | None = None
+    """Per-document positions, where the loss compares tokens of a document (token_cosine)."""
+
     @property
     def source_BLD(self) -> torch.Tensor:
         """What P reads."""
@@ -112,21 +115,22 @@ def nitp_decoder_class(base: type[Decoder]) -> type[Decoder]:
         def forward(
             self,
             tokens: torch.Tensor,
-            *args: Any,
+            positions: torch.Tensor | None = None,
             pair_weight_BL: torch.Tensor | None = None,
             **kwargs: Any,
         ) -> torch.Tensor | NITPOutput:
             if pair_weight_BL is None:
-                return base.forward(self, tokens, *args, **kwargs)
+                return base.forward(self, tokens, positions=positions, **kwargs)
             nitp, num_layers = self.config.nitp, len(self.config.layers)
             with self.layers.tap({nitp.target_layer, num_layers}) as stream:
-                h_BLD = base.forward(self, tokens, *args, **kwargs)
+                h_BLD = base.forward(self, tokens, positions=positions, **kwargs)
             z_BLD = stream[nitp.target_layer]
             if nitp.stop_gradient:
                 # Eq. 2 stop-gradient: without it prediction and target can collapse together.
                 z_BLD = z_BLD.detach()
             h_pre_norm_BLD = stream[num_layers] if nitp.hidden == "pre_norm" else None
-            return NITPOutput(h_BLD, z_BLD, pair_weight_BL, h_pre_norm_BLD)
+            positions_BL = None if nitp.uses_target else positions
+            return NITPOutput(h_BLD, z_BLD, pair_weight_BL, h_pre_norm_BLD, positions_BL)
 
     NITPDecoder.__name__ = NITPDecoder.__qualname__ = f"NITP{base.__name__}"
     NITPDecoder.Config.__qualname__ = f"NITP{base.__name__}.Config"

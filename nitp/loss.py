@@ -21,16 +21,17 @@ from nitp._torchtitan import GradAccumulator
 from nitp.config import NITPConfig
 from nitp.decoder import NITPOutput
 from nitp.projector import PROJECTOR_NAME
+from nitp.shards import SequenceShards
 
 
 class Sum(IntEnum):
     """Entries of NITPLoss.sums. Each is a plain sum, so ranks and micro-batches add up."""
 
     NTP = 0  # cross entropy / global number of valid labels
-    NITP = 1  # sum of pair weight * distance, without lambda
-    COSINE = 2  # sum of pair weight * cosine
-    WEIGHT = 3  # sum of pair weights: 1 over a training step with pairs; pairs in validation
-    NTP_GRAD_SQ = 4  # squared norm of dL_NTP / dh
+    NTP_GRAD_SQ = 1  # squared norm of dL_NTP / dh
+    NITP = 2  # sum of pair weight * distance, without lambda
+    COSINE = 3  # sum of pair weight * cosine
+    WEIGHT = 4  # sum of pair weights: 1 over a training step with pairs; pairs in validation
     NITP_GRAD_SQ = 5  # squared norm of lambda dL_NITP / d(its inputs)
 
 
@@ -56,6 +57,7 @@ class NITPLoss(ChunkedLossWrapper):
         self._alignment_sum = objective.alignment_sum
         self._maybe_compile_alignment(compile_config)
         self.sums = torch.zeros(len(Sum))
+        self._shards = SequenceShards()
         self._decoder: nn.Module | None = None
         self._projector: nn.Module | None = None
         self._term: _Term | None = None
@@ -64,10 +66,12 @@ class NITPLoss(ChunkedLossWrapper):
         if config is not None and config.enable and "loss" in config.components:
             self._alignment_sum = torch.compile(objective.alignment_sum, backend=config.backend)
 
-    def set_decoder(self, decoder: nn.Module, device: torch.device) -> None:
-        """Take the (parallelised) decoder that owns the projector. Call before the first use."""
+    def set_decoder(self, decoder: nn.Module, shards: SequenceShards, device: torch.device) -> None:
+        """Take the (parallelised) decoder that owns the projector, and how sequences are sharded.
+        Call before the first use."""
         self._decoder = decoder
         self._projector = getattr(decoder, PROJECTOR_NAME)
+        self._shards = shards
         # Allocated once: under CUDA graphs only in-place updates reach a replayed step.
         self.sums = torch.zeros(len(Sum), device=device, dtype=torch.float32)
 
@@ -76,15 +80,10 @@ class NITPLoss(ChunkedLossWrapper):
         pred: NITPOutput,
         labels: torch.Tensor,
         global_valid_tokens: torch.Tensor | None = None,
-        *,
-        positions: torch.Tensor | None = None,
         **loss_inputs: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        if self.nitp.uses_target:
-            self._term = self._run_alignment(pred)
-        else:
-            assert positions is not None, "the token-cosine penalty needs positions"
-            self._term = self._run_token_cosine(pred, positions)
+        run = self._run_alignment if self.nitp.uses_target else self._run_token_cosine
+        self._term = run(pred)
         loss, metrics = super().__call__(pred.h_BLD, labels, global_valid_tokens, **loss_inputs)
         self._term = None
         return loss, metrics
@@ -93,10 +92,13 @@ class NITPLoss(ChunkedLossWrapper):
 
     def _run_alignment(self, out: NITPOutput) -> "_Term":
         """lambda * L_NITP of these rows, run to its gradients, and its entries of `sums`."""
-        source_BLD = out.source_BLD
-        is_training = source_BLD.requires_grad
+        shards = self._shards
+        is_training = out.source_BLD.requires_grad
         moves_target = is_training and out.z_BLD.requires_grad
-        target_BLD = objective.shift_targets(out.z_BLD.detach(), self.nitp.shift)
+        # Under tensor parallelism each rank projects its own slice of the sequence.
+        source_BLD = shards.take_slice(out.source_BLD)
+        weight_BL = shards.take_slice(out.pair_weight_BL)
+        target_BLD = shards.shift_targets(out.z_BLD.detach(), self.nitp.shift)
 
         grad_source = self._grad_accumulator(source_BLD) if is_training else None
         grad_target = self._grad_accumulator(target_BLD) if moves_target else None
@@ -107,7 +109,7 @@ class NITPLoss(ChunkedLossWrapper):
                     before_last_chunk()
                 source, target, weight = (
                     x.chunk(self.num_chunks, dim=1)[index].detach()
-                    for x in (source_BLD, target_BLD, out.pair_weight_BL)
+                    for x in (source_BLD, target_BLD, weight_BL)
                 )
                 source.requires_grad_(is_training)
                 target.requires_grad_(moves_target)
@@ -120,16 +122,25 @@ class NITPLoss(ChunkedLossWrapper):
                 if grad_target is not None:
                     grad_target.add(target.grad)
 
-        value = torch.stack(values).sum()
-        self.sums[Sum.NITP] += value
-        self.sums[Sum.COSINE] += torch.stack(cosines).sum()
-        self.sums[Sum.WEIGHT] += out.pair_weight_BL.sum()
-        grads = []
+        grads, grad_sq = [], values[0].new_zeros(())
         if grad_source is not None:
-            grads.append((source_BLD, grad_source.result()))
+            grad_BLD = grad_source.result()
+            grad_sq = grad_BLD.square().sum()
+            grads.append((out.source_BLD, shards.embed_slice(grad_BLD)))
         if grad_target is not None:
-            grads.append((out.z_BLD, _unshift(grad_target.result(), self.nitp.shift)))
-        return _Term(self.nitp.weight * value, grads)
+            grad_BLD = _unshift(grad_target.result(), self.nitp.shift)
+            grad_sq = grad_sq + grad_BLD.square().sum()
+            grads.append((out.z_BLD, grad_BLD))
+        entries = [torch.stack(values).sum(), torch.stack(cosines).sum(), weight_BL.sum(), grad_sq]
+        return self._close_term(entries, grads)
+
+    def _close_term(
+        self, entries: list[torch.Tensor], grads: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> "_Term":
+        """Sum [L_NITP, cosine, weight, squared gradient] over the slices and note them."""
+        entries_4 = self._shards.sum_over_slices(torch.stack(entries))
+        self.sums[Sum.NITP : Sum.NITP_GRAD_SQ + 1] += entries_4
+        return _Term(self.nitp.weight * entries_4[0], grads)
 
     def _align(
         self, source_BLD: torch.Tensor, target_BLD: torch.Tensor, weight_BL: torch.Tensor
@@ -145,19 +156,20 @@ class NITPLoss(ChunkedLossWrapper):
                 distance = self._alignment_sum(pred_TD, target_TD, weight_T, "cosine")
             return value, weight_T.sum() - distance
 
-    def _run_token_cosine(self, out: NITPOutput, positions_BL: torch.Tensor) -> "_Term":
+    def _run_token_cosine(self, out: NITPOutput) -> "_Term":
         """The ablation without target. Pairs span whole documents, so it runs in one piece."""
-        source_BLD, weight_BL = out.source_BLD, out.pair_weight_BL
+        source_BLD, weight_BL, positions_BL = out.source_BLD, out.pair_weight_BL, out.positions_BL
+        assert positions_BL is not None
         h_BLD = source_BLD.detach().float().requires_grad_(source_BLD.requires_grad)
         value = objective.token_cosine_sum(h_BLD, positions_BL, weight_BL)
-        self.sums[Sum.NITP] += value.detach()
-        self.sums[Sum.COSINE] += value.detach()
         num_others_BL = objective.token_cosine_pair_counts(positions_BL, weight_BL != 0)
-        self.sums[Sum.WEIGHT] += (weight_BL * num_others_BL).sum()
-        if not source_BLD.requires_grad:
-            return _Term(self.nitp.weight * value, [])
-        (grad_BLD,) = torch.autograd.grad(self.nitp.weight * value, h_BLD)
-        return _Term(self.nitp.weight * value.detach(), [(source_BLD, grad_BLD)])
+        weight = (weight_BL * num_others_BL).sum()
+        grads, grad_sq = [], value.new_zeros(())
+        if source_BLD.requires_grad:
+            (grad_BLD,) = torch.autograd.grad(self.nitp.weight * value, h_BLD)
+            grad_sq = grad_BLD.square().sum()
+            grads.append((source_BLD, grad_BLD))
+        return self._close_term([value.detach(), value.detach(), weight, grad_sq], grads)
 
     def _grad_accumulator(self, reference: torch.Tensor) -> GradAccumulator:
         return GradAccumulator(reference, num_chunks=self.num_chunks, dtype=torch.float32)
@@ -211,7 +223,6 @@ class NITPLoss(ChunkedLossWrapper):
         self.sums[Sum.NTP_GRAD_SQ] += accumulated_grad.float().square().sum()
         grads = {hidden_states: accumulated_grad}
         for carrier, grad in self._term.grads:
-            self.sums[Sum.NITP_GRAD_SQ] += grad.square().sum()
             if carrier in grads:
                 # Added in float32, before the one rounding to the activation dtype.
                 grad = grads[carrier].float() + grad

@@ -40,7 +40,8 @@ class NITPMetricsProcessor(MetricsProcessor):
     `nitp/cosine` per valid pair, without lambda; `nitp/valid_fraction` share of the positions that
     take part;
     `nitp/weight` lambda in force; `nitp/projector_grad_norm` before clipping; `nitp/grad_ratio`
-    norm of lambda dL_NITP over norm of dL_NTP, both at the decoder's output.
+    norm of lambda dL_NITP over norm of dL_NTP, both at the decoder's output (not under tensor
+    parallelism, where it would cost a reduction of the whole gradient).
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -106,8 +107,10 @@ class NITPMetricsProcessor(MetricsProcessor):
             metrics |= {
                 "loss_metrics/nitp_loss": sums[Sum.NITP],
                 "nitp/cosine": sums[Sum.COSINE],
-                "nitp/grad_ratio": (sums[Sum.NITP_GRAD_SQ] / sums[Sum.NTP_GRAD_SQ]) ** 0.5,
             }
+            if not self.parallel_dims.tp_enabled:  # there dL_NTP / dh is partial on each rank
+                ratio_sq = sums[Sum.NITP_GRAD_SQ] / sums[Sum.NTP_GRAD_SQ]
+                metrics["nitp/grad_ratio"] = ratio_sq**0.5
             projector_norm = self._projector_grad_norm()
             if projector_norm is not None:
                 # The gradients are clipped by now, all by the same factor.

@@ -1,8 +1,13 @@
 """Which positions of a batch form NITP pairs, and the model input that carries their weight."""
 
+from typing import Any
+
 import torch
+from torchtitan.config import ParallelismConfig
+from torchtitan.distributed import ParallelDims
 
 from nitp import objective
+from nitp._torchtitan import cp_shard
 from nitp.config import NITPConfig
 
 PAIR_WEIGHT = "pair_weight_BL"
@@ -33,3 +38,19 @@ def pair_mask(
         return mask_BL, objective.token_cosine_pair_counts(positions_BL, mask_BL).sum()
     mask_BL = objective.next_token_pair_mask(positions_BL, labels_BL, nitp.shift)
     return mask_BL, mask_BL.sum()
+
+
+def shard_pair_weight(
+    model_inputs: dict[str, Any], dims: ParallelDims, parallelism: ParallelismConfig
+) -> dict[str, Any]:
+    """`model_inputs` with the pair weights on this rank's part of the sequence, as TorchTitan's
+    context parallelism has placed inputs, labels and positions."""
+    if PAIR_WEIGHT not in model_inputs or not dims.cp_enabled:
+        return model_inputs
+    (weight_BL,), _ = cp_shard(
+        dims.get_mesh("cp"),
+        (model_inputs[PAIR_WEIGHT],),
+        None,
+        parallelism.context_parallel_load_balancer,
+    )
+    return {**model_inputs, PAIR_WEIGHT: weight_BL}

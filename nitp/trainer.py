@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torchtitan.distributed.utils import dist_sum_tensor
@@ -11,7 +12,8 @@ from nitp.compose import check_composition
 from nitp.config import NITPConfig
 from nitp.loss import NITPLoss
 from nitp.metrics import NITPMetricsProcessor, StepContext
-from nitp.pairs import PAIR_WEIGHT, pair_mask
+from nitp.pairs import PAIR_WEIGHT, pair_mask, shard_pair_weight
+from nitp.shards import SequenceShards
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
@@ -35,7 +37,10 @@ class NITPTrainer(Trainer):
             steps = config.validator.steps * self.gradient_accumulation_steps
             self.validator.config = replace(config.validator, steps=steps)
         if isinstance(self.loss_fn, NITPLoss):
-            self.loss_fn.set_decoder(self.model_parts[-1], self.device)
+            shards = SequenceShards.from_config(
+                self.parallel_dims, config.parallelism, config.training.seq_len
+            )
+            self.loss_fn.set_decoder(self.model_parts[-1], shards, self.device)
         self.metrics_processor.set_run(
             nitp=config.nitp,
             loss=self.loss_fn if isinstance(self.loss_fn, NITPLoss) else None,
@@ -77,6 +82,13 @@ class NITPTrainer(Trainer):
             ({**inputs, PAIR_WEIGHT: mask_BL.to(self.device) * pair_weight}, labels)
             for (inputs, labels), (mask_BL, _) in zip(batches, masks, strict=True)
         ]
+
+    def post_dataloading_process(
+        self, input_dict: dict[str, torch.Tensor], labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        inputs, labels, model_inputs = super().post_dataloading_process(input_dict, labels)
+        parallelism = self.config.parallelism
+        return inputs, labels, shard_pair_weight(model_inputs, self.parallel_dims, parallelism)
 
     @property
     def _batch_degree(self) -> int:

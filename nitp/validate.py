@@ -8,7 +8,7 @@ from torch import nn
 from torchtitan.components.validate import Validator
 
 from nitp.loss import NITPLoss
-from nitp.pairs import PAIR_WEIGHT, pair_mask
+from nitp.pairs import PAIR_WEIGHT, pair_mask, shard_pair_weight
 
 
 class NITPValidator(Validator):
@@ -32,7 +32,10 @@ class NITPValidator(Validator):
             # Weight 1 per pair: validation knows its number of pairs only at the end.
             mask_BL, _ = pair_mask(input_dict, labels, self.loss_fn.nitp)
             input_dict = {**input_dict, PAIR_WEIGHT: mask_BL.float()}
-        return super().post_dataloading_process(input_dict, labels, model_parts)
+        inputs, labels, model_inputs = super().post_dataloading_process(
+            input_dict, labels, model_parts
+        )
+        return inputs, labels, shard_pair_weight(model_inputs, self.parallel_dims, self.parallelism)
 
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
         if isinstance(self.loss_fn, NITPLoss):

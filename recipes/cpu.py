@@ -60,8 +60,14 @@ def adapt(config: Any) -> Any:
 
     Attention and experts are swapped by TorchTitan's own override mechanism, CUDA graphs are off,
     block masks are built eagerly (compiling their builder takes longer than a debug step), and
-    initial values do not depend on the number of ranks.
+    initial values do not depend on the number of ranks. Raises ValueError for what only an
+    accelerator has.
     """
+    if config.training.enable_cpu_offload:
+        raise ValueError(
+            "training.enable_cpu_offload (true) has no meaning on CPU, where everything is. "
+            "Set it to false."
+        )
     from torch.nn.attention.flex_attention import create_block_mask
     from torchtitan.models.common import attention
     from torchtitan.protocols.module import Module

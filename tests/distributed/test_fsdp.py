@@ -7,12 +7,12 @@ from tests.distributed.world import Case, relative_difference, run_world
 DENSE, MOE = "train_configs/debug.toml", "train_configs/debug_moe.toml"
 # Global batch 8 in batches of 2: 4 accumulation steps on one rank, 2 on two.
 ACCUMULATE = ["--training.local_batch_size=2", "--training.global_batch_size=8"]
-SHORT = [*ACCUMULATE, "--training.seq_len=64", "--model.num_layers=3"]
+SHORT = [*ACCUMULATE, "--validation.steps=1", "--training.seq_len=64", "--model.num_layers=3"]
 CASES = [
     Case("dense", DENSE, [*ACCUMULATE, "--validation.steps=1"], num_steps=5, validate=True),
     Case("moe", MOE, [*ACCUMULATE, "--validation.steps=1"], num_steps=5, validate=True),
     Case("no_stop_gradient", DENSE, [*SHORT, "--nitp.stop_gradient=false"]),
-    Case("token_cosine", DENSE, [*SHORT, "--nitp.loss=token_cosine"]),
+    Case("token_cosine", DENSE, [*SHORT, "--nitp.loss=token_cosine"], validate=True),
     Case("pre_norm", DENSE, [*SHORT, "--nitp.hidden=pre_norm"]),
 ]
 LOSSES = ("global_avg_loss", "ntp_loss", "nitp_loss")
@@ -62,7 +62,7 @@ def test_metrics_are_global_means_on_any_number_of_ranks(worlds, name):
         assert a["nitp/cosine"] == pytest.approx(1 - a["loss_metrics/nitp_loss"], abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["dense", "moe"])
+@pytest.mark.parametrize("name", ["dense", "moe", "token_cosine"])
 def test_validation_is_the_same_on_any_number_of_ranks(worlds, name):
     one, two = worlds[name, 1].validation, worlds[name, 2].validation
     for key in ("validation_metrics/loss", "validation_metrics/nitp_loss"):

@@ -81,13 +81,24 @@ def test_a_missing_config_file_names_the_nearest():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--parallelism.tensor_parallel_degree=2"], "NITP with tensor parallelism is not"),
-        (["--parallelism.context_parallel_degree=2"], "NITP with context parallelism is not"),
+        (["--parallelism.context_parallel_degree=2",
+          "--parallelism.context_parallel_load_balancer=ptrr"],
+         'parallelism.context_parallel_load_balancer ("ptrr") must be "headtail" or "none"'),
+        (["--parallelism.tensor_parallel_degree=2", "--nitp.stop_gradient=false"],
+         "nitp.stop_gradient (false) is not implemented with tensor or context parallelism"),
+        (["--parallelism.context_parallel_degree=2", "--nitp.loss=token_cosine"],
+         'nitp.loss ("token_cosine") is not implemented with tensor or context parallelism'),
+        (["--parallelism.tensor_parallel_degree=2", "--nitp.hidden=pre_norm"],
+         'nitp.hidden ("pre_norm") is not implemented with tensor parallelism'),
+        (["--parallelism.spmd_backend=full_dtensor"],
+         'parallelism.spmd_backend ("full_dtensor") must be "spmd_types"'),
+        (["--debug.spmd_typechecking"], "debug.spmd_typechecking (true) must be false"),
+        (["--training.enable_cpu_offload"], "training.enable_cpu_offload (true) has no meaning"),
         (["--parallelism.expert_parallel_degree=2"], "NITP with expert parallelism is not"),
         (["--parallelism.pipeline_parallel_degree=2", "--training.disable_cuda_graphs"],
          "NITP with pipeline parallelism is not"),
         (["--float8.enable"], "float8.enable (true) is not implemented"),
-        (["--training.seq_len=250"], "loss.num_chunks (4) must divide training.seq_len (250)"),
+        (["--training.seq_len=250"], "training.seq_len (250) must be a multiple of loss.num"),
         (["--model.vocab_size=4096"], "model.vocab_size (4096) must be at least the tokenizer's"),
     ],
 )  # fmt: skip
@@ -97,7 +108,7 @@ def test_what_cannot_run_is_refused_by_name(arguments, message):
 
 
 def test_a_refusal_after_torch_is_imported_is_one_line_too():
-    done = train("--job.config_file", DEBUG, "--parallelism.tensor_parallel_degree=2")
+    done = train("--job.config_file", DEBUG, "--parallelism.expert_parallel_degree=2")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert [line[:7] for line in done.stderr.splitlines()] == ["error: "]
 

@@ -1,0 +1,105 @@
+"""Compare finished runs: python scripts/compare_runs.py RUN... --output DIR
+
+Reads each run directory's TensorBoard curves and writes DIR/comparison.md, which it also prints.
+"""
+
+import argparse
+import platform
+import statistics
+import sys
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+NTP, NITP = "loss_metrics/ntp_loss", "loss_metrics/nitp_loss"
+STEP_TIME, VALIDATION = "time_metrics/end_to_end(s)", "validation_metrics/loss"
+
+Curve = dict[int, float]
+
+
+def read_curves(run: Path) -> dict[str, Curve]:
+    """{tag: {step: value}} over all starts of the run; a later start wins where steps overlap.
+
+    Raises ValueError if the run has no curves.
+    """
+    curves: dict[str, Curve] = {}
+    for folder in sorted(run.glob("tb/*")):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            curves.setdefault(tag, {}).update((e.step, e.value) for e in events.Scalars(tag))
+    if NTP not in curves:
+        raise ValueError(
+            f"{run} has no TensorBoard curves. Give a run directory (job.dump_folder)."
+        )
+    return curves
+
+
+def compare(runs: dict[str, dict[str, Curve]], num_rows: int = 12) -> str:
+    """Markdown: the loss curves side by side at common steps, then one line of figures a run."""
+    steps = sorted(set.intersection(*(set(curves[NTP]) for curves in runs.values())))
+    steps = sorted({steps[round(i * (len(steps) - 1) / (num_rows - 1))] for i in range(num_rows)})
+    columns = [
+        (f"{name} {label}", curves[tag])
+        for name, curves in runs.items()
+        for label, tag in (("NTP", NTP), ("NITP", NITP))
+        if tag in curves
+    ]
+    lines = ["| step | " + " | ".join(name for name, _ in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for step in steps:
+        cells = (f"{curve[step]:.3f}" if step in curve else "-" for _, curve in columns)
+        lines.append(f"| {step} | " + " | ".join(cells) + " |")
+    lines += ["", "| run | validation NTP | NITP least, then most | step time, median (s) |"]
+    lines.append("|---|---|---|---|")
+    for name, curves in runs.items():
+        validation = curves.get(VALIDATION)
+        lines.append(
+            f"| {name} | {f'{validation[max(validation)]:.4f}' if validation else '-'} "
+            f"| {_phases(curves.get(NITP))} "
+            # The first logged step also starts up.
+            f"| {statistics.median(list(curves[STEP_TIME].values())[1:]):.3f} |"
+        )
+    return "\n".join([*lines, "", f"Machine: {_describe_machine()}.", ""])
+
+
+def _phases(nitp: Curve | None) -> str:
+    """Phases I and II of the method: the fall to a minimum, then the hump.
+
+    The fall is over once the loss has halved; the hump is the largest value after that.
+    """
+    if nitp is None:
+        return "-"
+    steps = sorted(nitp)
+    fallen = next((s for s in steps if nitp[s] < nitp[steps[0]] / 2), steps[-1])
+    hump = max((s for s in steps if s >= fallen), key=nitp.__getitem__)
+    least = min((s for s in steps if s <= hump), key=nitp.__getitem__)
+    return f"{nitp[least]:.3f} at step {least}, {nitp[hump]:.3f} at step {hump}"
+
+
+def _describe_machine() -> str:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = f"{len(names)} x {names[0].partition(': ')[2]}" if names else model
+    return f"{model}, Python {platform.python_version()}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("--output", type=Path, required=True, help="folder for comparison.md")
+    arguments = parser.parse_args()
+    try:
+        text = compare({run.name: read_curves(run) for run in arguments.runs})
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "comparison.md").write_text(text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
