@@ -74,6 +74,12 @@ def steps(tmp_path_factory) -> dict[str, Result]:
         cases.append(_case(f"{name}_zero", shape, str(corpus), NITP | {"weight": 0}))
     for name, options in VARIANTS.items():
         cases.append(_case(name, DENSE, str(corpus), NITP | options))
+    late = _case("late_start", DENSE, str(corpus), NITP | {"start_step": 2})
+    late.num_steps = 2
+    cases.append(late)
+    single_tokens = corpus.with_name("single_tokens.jsonl")
+    single_tokens.write_text('{"text": "a"}\n' * 40)
+    cases.append(_case("no_pairs", DENSE, str(single_tokens), NITP))
     return {name: result for (name, _), result in run_world(cases, (1,)).items()}
 
 
@@ -115,6 +121,27 @@ def test_the_number_of_chunks_changes_nothing(steps):
     )
     for key, grad in one.grads.items():
         assert relative_difference(eight.grads[key], grad) < 1e-6, key
+
+
+def test_before_the_start_step_training_is_the_baseline_bit_for_bit(steps):
+    late, baseline = steps["late_start"], steps["dense_ntp"]
+    first, second = late.metrics
+    assert first["nitp/weight"] == 0.0 and "loss_metrics/nitp_loss" not in first
+    assert first["loss_metrics/global_avg_loss"] == baseline.metrics[0]["loss_metrics/ntp_loss"]
+    for key, grad in baseline.grads.items():
+        assert torch.equal(late.grads[key], grad), key
+    assert second["nitp/weight"] == pytest.approx(NITP["weight"])
+    assert second["loss_metrics/nitp_loss"] > 0.0
+
+
+def test_a_batch_without_a_valid_pair_gives_zero(steps):
+    step = steps["no_pairs"]
+    (metrics,) = step.metrics
+    assert metrics["nitp/valid_fraction"] == metrics["loss_metrics/nitp_loss"] == 0.0
+    assert metrics["loss_metrics/global_avg_loss"] == metrics["loss_metrics/ntp_loss"]
+    for key, grad in step.grads.items():
+        assert grad.isfinite().all(), key
+        assert not key.startswith("nitp_projector") or (grad == 0).all(), key
 
 
 @pytest.mark.parametrize("name", SHAPES)
