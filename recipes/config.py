@@ -36,7 +36,7 @@ from torchtitan.config import (  # noqa: E402
     ParallelismConfig,
     TrainingConfig,
 )
-from torchtitan.distributed import activation_checkpoint  # noqa: E402
+from torchtitan.distributed import ParallelDims, activation_checkpoint  # noqa: E402
 from torchtitan.models.common.decoder import Decoder  # noqa: E402
 from torchtitan.protocols.model_spec import ModelSpec  # noqa: E402
 from torchtitan.tools.profiler import Profiler  # noqa: E402
@@ -110,6 +110,26 @@ def build_config(settings: Settings) -> NITPTrainer.Config:
     nitp_config = with_nitp(config, build_nitp(settings))
     check_composition(nitp_config)
     return cpu.adapt(nitp_config) if ON_CPU else nitp_config
+
+
+def check_ranks(config: NITPTrainer.Config, num_ranks: int) -> None:
+    """Raise ValueError unless `num_ranks` ranks can share the global batch.
+
+    TorchTitan asserts the same only after the process group is up, on every rank.
+    """
+    try:
+        dims = ParallelDims.from_config(config.parallelism, num_ranks)
+    except AssertionError as error:
+        raise ValueError(f"parallelism: {error} ({num_ranks} ranks)") from error
+    training, dp = config.training, dims.dp_replicate * dims.dp_shard
+    # -1 stands for one batch per rank; any number of ranks fits.
+    is_free = training.global_batch_size < 0
+    if not is_free and training.global_batch_size % (training.local_batch_size * dp):
+        raise ValueError(
+            f"training.global_batch_size ({training.global_batch_size}) must be a multiple of "
+            f"training.local_batch_size ({training.local_batch_size}) times the data-parallel "
+            f"degree ({dp}). Change one of them or the number of ranks."
+        )
 
 
 def _check_vocabulary(tokenizer_path: str, vocab_size: int) -> None:

@@ -42,9 +42,11 @@ def run(settings: Settings) -> int:
     """Build and train (or only summarise, for job.dry_run); the exit code."""
     _describe_single_process()
     try:
-        from recipes.config import build_config
+        from recipes.config import build_config, check_ranks
 
         config = build_config(settings)
+        if not settings.values["job"]["dry_run"]:
+            check_ranks(config, int(os.environ["WORLD_SIZE"]))
     except (ValueError, NotImplementedError) as error:
         return _report(error, 2)
     from recipes import job

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from recipes.config import load_config
+from recipes.config import check_ranks, load_config
 
 ROOT = Path(__file__).parents[2]
 DEBUG = "train_configs/debug.toml"
@@ -105,6 +105,18 @@ def test_a_missing_config_file_names_the_nearest():
 def test_what_cannot_run_is_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_config(DEBUG, arguments)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "overrides", "message"),
+    [
+        (4, [], "training.global_batch_size (8) must be a multiple of training.local_batch"),
+        (2, ["--parallelism.data_parallel_shard_degree=3"], "parallelism: "),
+    ],
+)  # fmt: skip
+def test_ranks_that_cannot_share_the_batch_are_refused(num_ranks, overrides, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_ranks(load_config(DEBUG, overrides), num_ranks)
 
 
 def test_a_refusal_after_torch_is_imported_is_one_line_too():
