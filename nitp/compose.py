@@ -12,16 +12,13 @@ def check_composition(config: "NITPTrainer.Config") -> None:
         return
     parallelism = config.parallelism
     tp, cp = parallelism.tensor_parallel_degree, parallelism.context_parallel_degree
-    for name, what in (
-        ("pipeline_parallel_degree", "pipeline parallelism"),
-        ("expert_parallel_degree", "expert parallelism"),
-    ):
-        degree = getattr(parallelism, name)
-        if degree > 1:
-            raise ValueError(
-                f"parallelism.{name} ({degree}) must be 1: NITP with {what} is not implemented. "
-                "Set it to 1, or set nitp.enable = false."
-            )
+    pp = parallelism.pipeline_parallel_degree
+    if parallelism.expert_parallel_degree > 1:
+        raise ValueError(
+            f"parallelism.expert_parallel_degree ({parallelism.expert_parallel_degree}) must be 1: "
+            "NITP with expert parallelism is not implemented. Set it to 1, or set nitp.enable = "
+            "false."
+        )
     if parallelism.spmd_backend != "spmd_types":
         raise ValueError(
             f'parallelism.spmd_backend ("{parallelism.spmd_backend}") must be "spmd_types", '
@@ -36,8 +33,14 @@ def check_composition(config: "NITPTrainer.Config") -> None:
             'parallelism.context_parallel_load_balancer ("ptrr") must be "headtail" or "none": '
             "NITP knows where the next token lies only in these orders."
         )
-    if tp > 1 or cp > 1:
-        _check_whole_sequences(config)
+    if tp > 1 or cp > 1 or pp > 1:
+        _check_exotic_variants(config)
+    parts = parallelism.module_fqns_per_model_part
+    if pp > 1 and parts is not None and not {"norm", "lm_head"} <= set(parts[-1]):
+        raise ValueError(
+            f"parallelism.module_fqns_per_model_part ({parts}) must have norm and lm_head in its "
+            "last part, where the projector reads the hidden state."
+        )
     num_chunks, seq_len = config.loss.num_chunks, config.training.seq_len
     if seq_len % (num_chunks * tp * cp):
         raise ValueError(
@@ -47,13 +50,13 @@ def check_composition(config: "NITPTrainer.Config") -> None:
         )
 
 
-def _check_whole_sequences(config: "NITPTrainer.Config") -> None:
-    """What needs the whole sequence, or a gradient across its shards, on one device."""
-    nitp, where = config.nitp, "with tensor or context parallelism"
+def _check_exotic_variants(config: "NITPTrainer.Config") -> None:
+    """Ablation variants that need whole sequences, or a gradient across shards, on one device."""
+    nitp, where = config.nitp, "with tensor, context or pipeline parallelism"
     if not nitp.stop_gradient:
         raise ValueError(
             f"nitp.stop_gradient (false) is not implemented {where}: the target's gradient would "
-            "cross the shards. Use data parallelism."
+            "cross devices. Use data parallelism."
         )
     if not nitp.uses_target:
         raise ValueError(

@@ -14,7 +14,7 @@ from nitp.config import NITPConfig
 from nitp.decoder import nitp_decoder_class
 from nitp.loss import NITPLoss
 from nitp.metrics import NITPMetricsProcessor
-from nitp.parallelize import wrap_parallelize
+from nitp.parallelize import wrap_parallelize, wrap_pipelining
 from nitp.projector import build_projector_config
 from nitp.trainer import NITPTrainer
 from nitp.validate import NITPValidator
@@ -55,7 +55,7 @@ def with_nitp(trainer_config: Trainer.Config, nitp: NITPConfig) -> NITPTrainer.C
 
 
 def convert_model(spec: ModelSpec, nitp: NITPConfig) -> ModelSpec:
-    """The same model, of the NITP subclass, with the projector sharded beside it."""
+    """The same model, of the NITP subclass, with the projector sharded and staged beside it."""
     model = spec.model
     assert isinstance(model, Decoder.Config)
     nitp.check_depth(len(model.layers))
@@ -70,10 +70,11 @@ def convert_model(spec: ModelSpec, nitp: NITPConfig) -> ModelSpec:
             nitp_projector=build_projector_config(model.dim, nitp),
         ),
         parallelize_fn=_wrap_parallelize(spec.parallelize_fn),
+        pipelining_fn=_wrap_pipelining(spec.pipelining_fn) if spec.pipelining_fn else None,
     )
 
 
-_wrap_parallelize = cache(wrap_parallelize)
+_wrap_parallelize, _wrap_pipelining = cache(wrap_parallelize), cache(wrap_pipelining)
 
 
 def convert_loss(loss: Any, nitp: NITPConfig) -> NITPLoss.Config:

@@ -22,10 +22,16 @@ from nitp.projector import PROJECTOR_NAME
 
 
 class NITPOutput(NamedTuple):
-    """What an NITP decoder returns in training instead of logits. Activation dtype, on device."""
+    """What an NITP decoder returns in training, instead of logits, as a plain tuple in this order.
+
+    Pipeline stages pass on nothing but plain tuples of tensors.
+    """
 
     h_BLD: torch.Tensor
-    """Hidden state after the final norm, the unembedding's input."""
+    """Hidden state after the final norm, the unembedding's input. Activation dtype."""
+
+    source_BLD: torch.Tensor
+    """What P reads: h_BLD, or the hidden state before the final norm (hidden = "pre_norm")."""
 
     z_BLD: torch.Tensor
     """E_k(x), not shifted; without gradient unless stop_gradient = false."""
@@ -33,16 +39,8 @@ class NITPOutput(NamedTuple):
     pair_weight_BL: torch.Tensor
     """The model input of that name, float32: weight of each position's pair in the loss."""
 
-    h_pre_norm_BLD: torch.Tensor | None = None
-    """Hidden state before the final norm, where P reads that (hidden = "pre_norm")."""
-
-    positions_BL: torch.Tensor | None = None
-    """Per-document positions, where the loss compares tokens of a document (token_cosine)."""
-
-    @property
-    def source_BLD(self) -> torch.Tensor:
-        """What P reads."""
-        return self.h_BLD if self.h_pre_norm_BLD is None else self.h_pre_norm_BLD
+    positions_BL: torch.Tensor
+    """The model input of that name: position of each token in its document."""
 
 
 class TappedLayers(ModuleDict):
@@ -61,7 +59,7 @@ class TappedLayers(ModuleDict):
     def tap(self, depths: set[int]) -> Iterator[dict[int, torch.Tensor]]:
         """Collect {depth: h_BLD} for those `depths` that this module's layers reach.
 
-        Depth k is the output of layer k-1; depth 0 is the input of layer 0.
+        Depth k is the stream after k layers: the output of layer k-1 and the input of layer k.
         """
         self._stream, self._depths = {}, frozenset(depths)
         try:
@@ -81,13 +79,14 @@ class TappedLayers(ModuleDict):
     def _run_and_note(
         self, index: int, layer: nn.Module, h_BLD: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        assert self._stream is not None
-        if index == 0 and 0 in self._depths:
-            self._stream[0] = h_BLD
+        self._note(index, h_BLD)
         h_BLD = layer(h_BLD, *args, **kwargs)
-        if index + 1 in self._depths:
-            self._stream[index + 1] = h_BLD
+        self._note(index + 1, h_BLD)
         return h_BLD
+
+    def _note(self, depth: int, h_BLD: torch.Tensor) -> None:
+        if self._stream is not None and depth in self._depths:
+            self._stream[depth] = h_BLD
 
 
 @functools.cache
@@ -95,7 +94,10 @@ def nitp_decoder_class(base: type[Decoder]) -> type[Decoder]:
     """The NITP subclass of `base`, one per class.
 
     Its Config adds `nitp` and `nitp_projector`; its forward takes `pair_weight_BL` and then returns
-    NITPOutput. Without pair weights it is `base`: logits, or hidden states.
+    the tuple NITPOutput. Without pair weights it is `base`: logits, or hidden states.
+
+    As a stage of a pipeline it takes and returns h until the stage that holds layer k (counted from
+    0, so that its input is E_k(x)), and (h, z) from there on. z has no gradient on its way.
     """
 
     class NITPDecoder(base):
@@ -115,22 +117,29 @@ def nitp_decoder_class(base: type[Decoder]) -> type[Decoder]:
         def forward(
             self,
             tokens: torch.Tensor,
+            z_BLD: torch.Tensor | None = None,
+            *,
             positions: torch.Tensor | None = None,
             pair_weight_BL: torch.Tensor | None = None,
             **kwargs: Any,
-        ) -> torch.Tensor | NITPOutput:
+        ) -> torch.Tensor | tuple[torch.Tensor, ...]:
             if pair_weight_BL is None:
                 return base.forward(self, tokens, positions=positions, **kwargs)
             nitp, num_layers = self.config.nitp, len(self.config.layers)
-            with self.layers.tap({nitp.target_layer, num_layers}) as stream:
+            k = nitp.target_layer
+            with self.layers.tap({k, num_layers}) as stream:
                 h_BLD = base.forward(self, tokens, positions=positions, **kwargs)
-            z_BLD = stream[nitp.target_layer]
-            if nitp.stop_gradient:
+            is_last_stage = self.lm_head is not None
+            if is_last_stage:
+                stream.setdefault(num_layers, tokens)  # a stage of norm and lm_head alone
+            if str(k) in self.layers or (is_last_stage and k == num_layers):
                 # Eq. 2 stop-gradient: without it prediction and target can collapse together.
-                z_BLD = z_BLD.detach()
-            h_pre_norm_BLD = stream[num_layers] if nitp.hidden == "pre_norm" else None
-            positions_BL = None if nitp.uses_target else positions
-            return NITPOutput(h_BLD, z_BLD, pair_weight_BL, h_pre_norm_BLD, positions_BL)
+                z_BLD = stream[k].detach() if nitp.stop_gradient else stream[k]
+            if not is_last_stage:
+                return h_BLD if z_BLD is None else (h_BLD, z_BLD)
+            source_BLD = stream[num_layers] if nitp.hidden == "pre_norm" else h_BLD
+            assert z_BLD is not None and positions is not None
+            return tuple(NITPOutput(h_BLD, source_BLD, z_BLD, pair_weight_BL, positions))
 
     NITPDecoder.__name__ = NITPDecoder.__qualname__ = f"NITP{base.__name__}"
     NITPDecoder.Config.__qualname__ = f"NITP{base.__name__}.Config"

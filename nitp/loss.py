@@ -1,18 +1,16 @@
 """NITPLoss: cross entropy and NITP together, chunk by chunk over the sequence.
 
-Owns the chunking, the projector's place in FSDP2's schedule, and how the two gradients meet. The
-equations are in objective.py; cross entropy is TorchTitan's ChunkedLossWrapper, unchanged.
+Owns the chunking and how the two gradients meet. The equations are in objective.py; cross entropy
+is TorchTitan's ChunkedLossWrapper, unchanged.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torchtitan.components.loss import ChunkedLossWrapper
 from torchtitan.config import CompileConfig
 
@@ -20,6 +18,7 @@ from nitp import objective
 from nitp._torchtitan import GradAccumulator
 from nitp.config import NITPConfig
 from nitp.decoder import NITPOutput
+from nitp.fsdp import hold_stage, one_projector_sync
 from nitp.projector import PROJECTOR_NAME
 from nitp.shards import SequenceShards
 
@@ -38,11 +37,11 @@ class Sum(IntEnum):
 class NITPLoss(ChunkedLossWrapper):
     """L_total = L_NTP + lambda * L_NITP (Eq. 4) on the output of an NITP decoder.
 
-    Call: (NITPOutput, labels_BL, global_valid_tokens) -> (scalar, {}). The scalar is this rank's
-    share: its sum over ranks and micro-batches is the loss of the global batch. L_NTP is divided by
-    `global_valid_tokens`; L_NITP carries its normaliser in pair_weight_BL. Neither the [B, L, V]
-    logits nor the projector's [B, L, 4d] activations exist whole: each chunk runs forward and
-    backward before the next, and one gradient per carrier enters the decoder.
+    Call: (tuple NITPOutput, labels_BL, global_valid_tokens) -> (scalar, {}). The scalar is this
+    rank's share: its sum over ranks and micro-batches is the loss of the global batch. L_NTP is
+    divided by `global_valid_tokens`; L_NITP carries its normaliser in pair_weight_BL. Neither the
+    [B, L, V] logits nor the projector's [B, L, 4d] activations exist whole: each chunk runs forward
+    and backward before the next, and one gradient per carrier enters the decoder.
 
     Without grad (validation) the scalar is cross entropy alone; NITP goes to `sums` only.
     """
@@ -60,31 +59,47 @@ class NITPLoss(ChunkedLossWrapper):
         self._shards = SequenceShards()
         self._decoder: nn.Module | None = None
         self._projector: nn.Module | None = None
+        self._is_pipelined = False
         self._term: _Term | None = None
 
     def _maybe_compile_alignment(self, config: CompileConfig | None) -> None:
         if config is not None and config.enable and "loss" in config.components:
             self._alignment_sum = torch.compile(objective.alignment_sum, backend=config.backend)
 
-    def set_decoder(self, decoder: nn.Module, shards: SequenceShards, device: torch.device) -> None:
+    def set_decoder(
+        self,
+        decoder: nn.Module,
+        shards: SequenceShards,
+        device: torch.device,
+        *,
+        is_pipelined: bool,
+    ) -> None:
         """Take the (parallelised) decoder that owns the projector, and how sequences are sharded.
         Call before the first use."""
         self._decoder = decoder
         self._projector = getattr(decoder, PROJECTOR_NAME)
         self._shards = shards
-        # Allocated once: under CUDA graphs only in-place updates reach a replayed step.
+        self._is_pipelined = is_pipelined
+        # Allocated once: under CUDA graphs only in-place updates reach a replayed step. A buffer of
+        # the decoder: pipelines infer shapes by running a stage and its loss once more, after which
+        # they restore the stage's buffers.
         self.sums = torch.zeros(len(Sum), device=device, dtype=torch.float32)
+        decoder.register_buffer("nitp_sums", self.sums, persistent=False)
 
     def __call__(
         self,
-        pred: NITPOutput,
+        pred: tuple[torch.Tensor, ...],
         labels: torch.Tensor,
         global_valid_tokens: torch.Tensor | None = None,
         **loss_inputs: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        out = NITPOutput(*pred)
         run = self._run_alignment if self.nitp.uses_target else self._run_token_cosine
-        self._term = run(pred)
-        loss, metrics = super().__call__(pred.h_BLD, labels, global_valid_tokens, **loss_inputs)
+        assert self._decoder is not None and self.lm_head is not None
+        is_step = self._is_pipelined and out.h_BLD.requires_grad
+        with hold_stage(self._decoder, self.lm_head) if is_step else nullcontext():
+            self._term = run(out)
+            loss, metrics = super().__call__(out.h_BLD, labels, global_valid_tokens, **loss_inputs)
         self._term = None
         return loss, metrics
 
@@ -93,7 +108,7 @@ class NITPLoss(ChunkedLossWrapper):
     def _run_alignment(self, out: NITPOutput) -> "_Term":
         """lambda * L_NITP of these rows, run to its gradients, and its entries of `sums`."""
         shards = self._shards
-        is_training = out.source_BLD.requires_grad
+        is_training = out.h_BLD.requires_grad
         moves_target = is_training and out.z_BLD.requires_grad
         # Under tensor parallelism each rank projects its own slice of the sequence.
         source_BLD = shards.take_slice(out.source_BLD)
@@ -103,7 +118,13 @@ class NITPLoss(ChunkedLossWrapper):
         grad_source = self._grad_accumulator(source_BLD) if is_training else None
         grad_target = self._grad_accumulator(target_BLD) if moves_target else None
         values, cosines = [], []
-        with self._one_projector_sync(is_training) as before_last_chunk:
+        assert self._decoder is not None
+        with one_projector_sync(
+            self._decoder,
+            self._projector,
+            is_training=is_training,
+            is_pipelined=self._is_pipelined,
+        ) as before_last_chunk:
             for index in range(self.num_chunks):
                 if index == self.num_chunks - 1:
                     before_last_chunk()
@@ -159,7 +180,6 @@ class NITPLoss(ChunkedLossWrapper):
     def _run_token_cosine(self, out: NITPOutput) -> "_Term":
         """The ablation without target. Pairs span whole documents, so it runs in one piece."""
         source_BLD, weight_BL, positions_BL = out.source_BLD, out.pair_weight_BL, out.positions_BL
-        assert positions_BL is not None
         h_BLD = source_BLD.detach().float().requires_grad_(source_BLD.requires_grad)
         value = objective.token_cosine_sum(h_BLD, positions_BL, weight_BL)
         num_others_BL = objective.token_cosine_pair_counts(positions_BL, weight_BL != 0)
@@ -173,39 +193,6 @@ class NITPLoss(ChunkedLossWrapper):
 
     def _grad_accumulator(self, reference: torch.Tensor) -> GradAccumulator:
         return GradAccumulator(reference, num_chunks=self.num_chunks, dtype=torch.float32)
-
-    @contextmanager
-    def _one_projector_sync(self, is_training: bool) -> Iterator[Callable[[], None]]:
-        """FSDP2: one all-gather and one reduce-scatter of P for all chunks.
-
-        Each chunk's backward ends in FSDP2's root callback, which would reduce and reshard every
-        module of the decoder in the middle of its step. So the whole decoder is told that more
-        backwards follow; P alone synchronises, in the last chunk's backward (call the yielded
-        function before it). The decoder's own backward, which follows, waits for P's reduction.
-        """
-        decoder, projector = self._decoder, self._projector
-        if not isinstance(projector, FSDPModule):
-            yield lambda: None
-            return
-        assert isinstance(decoder, FSDPModule)
-
-        def before_last_chunk() -> None:
-            projector.set_requires_gradient_sync(True, recurse=False)
-            projector.set_reshard_after_backward(True, recurse=False)
-
-        # An explicit unshard leaves no all-gather event behind, which CUDA graph capture refuses.
-        projector.unshard()
-        if not is_training:
-            yield lambda: None
-            projector.reshard()
-            return
-        decoder.set_is_last_backward(False)
-        decoder.set_requires_gradient_sync(False)
-        decoder.set_reshard_after_backward(False)
-        yield before_last_chunk
-        decoder.set_is_last_backward(True)
-        decoder.set_requires_gradient_sync(True)
-        decoder.set_reshard_after_backward(True)
 
     # --------------------------------------------------------------- L_NTP + lambda L_NITP
 

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.distributed.utils import dist_sum_tensor
 from torchtitan.tools.logging import logger
+from torchtitan.tools.utils import device_type
 
 from nitp.config import NITPConfig
 from nitp.loss import NITPLoss, Sum
@@ -53,10 +54,17 @@ class NITPMetricsProcessor(MetricsProcessor):
     """`loss_metrics/ntp_loss` as last logged; None before the first logged step."""
 
     def set_run(
-        self, *, nitp: NITPConfig, loss: NITPLoss | None, total_steps: int, max_norm: float
+        self,
+        *,
+        nitp: NITPConfig,
+        loss: NITPLoss | None,
+        total_steps: int,
+        max_norm: float,
+        has_loss: bool,
     ) -> None:
-        """Tell what only the trainer has. `loss` is None for a run without NITP."""
-        self._nitp, self._loss = nitp, loss
+        """Tell what only the trainer has. `loss` is None for a run without NITP; `has_loss` is
+        false on ranks of a pipeline without its last stage."""
+        self._nitp, self._loss, self._has_loss = nitp, loss, has_loss
         self._total_steps, self._max_norm = total_steps, max_norm
         self._first_log: tuple[int, float] | None = None
 
@@ -68,6 +76,8 @@ class NITPMetricsProcessor(MetricsProcessor):
         grad_norm: float,
         extra_metrics: dict[str, Any] | None = None,
     ) -> None:
+        global_avg_loss = self._from_last_stage(global_avg_loss)
+        global_max_loss = self._from_last_stage(global_max_loss)
         metrics = dict(extra_metrics or {})
         metrics |= self._training_metrics(global_avg_loss, grad_norm)
         self.last_ntp_loss = metrics["loss_metrics/ntp_loss"]
@@ -81,6 +91,7 @@ class NITPMetricsProcessor(MetricsProcessor):
     def log_validation(
         self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
     ) -> None:
+        loss = self._from_last_stage(loss)
         metrics = dict(extra_metrics or {})
         text = f"validation  step {step:>6}  ntp {loss:7.4f}"
         if self._loss is not None:
@@ -119,9 +130,20 @@ class NITPMetricsProcessor(MetricsProcessor):
         return metrics
 
     def _reduced_sums(self, loss: NITPLoss) -> torch.Tensor:
-        if not self.parallel_dims.dp_cp_enabled:
-            return loss.sums
-        return dist_sum_tensor(loss.sums, self.parallel_dims.get_optional_mesh("loss"))
+        sums, dims = loss.sums, self.parallel_dims
+        if dims.dp_cp_enabled:
+            sums = dist_sum_tensor(sums, dims.get_optional_mesh("loss"))
+        if dims.pp_enabled:  # stages before the last hold zeros
+            sums = dist_sum_tensor(sums, dims.get_mesh("pp"))
+        return sums
+
+    def _from_last_stage(self, loss: float) -> float:
+        """`loss` of the pipeline's last stage on every stage, where TorchTitan has none."""
+        if not self.parallel_dims.pp_enabled:
+            return loss
+        device = torch.device(device_type)
+        value = torch.tensor(loss if self._has_loss else 0.0, dtype=torch.float64, device=device)
+        return dist_sum_tensor(value, self.parallel_dims.get_mesh("pp")).item()
 
     def _projector_grad_norm(self) -> float | None:
         assert self.model_parts is not None

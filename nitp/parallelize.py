@@ -1,6 +1,7 @@
-"""The projector's place in sharding: one FSDP2 unit of its own.
+"""The projector's place in sharding: one FSDP2 unit of its own, on the last pipeline stage.
 
-The decoder itself is parallelised by its model's own function, which never sees the projector.
+The decoder itself is split and parallelised by its model's own functions, which never see the
+projector.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.protocols.module import Module
 
 from nitp._torchtitan import resolve_fsdp_mesh
+from nitp.decoder import TappedLayers
 from nitp.projector import PROJECTOR_NAME
 
 
@@ -39,8 +41,9 @@ def wrap_parallelize(parallelize_decoder: Callable[..., nn.Module]) -> Callable[
         parallelism: ParallelismConfig,
         **kwargs: Any,
     ) -> nn.Module:
-        projector = getattr(model, PROJECTOR_NAME)
-        setattr(model, PROJECTOR_NAME, None)
+        projector = _take_projector(model)
+        if not isinstance(model.layers, TappedLayers):
+            model.layers = TappedLayers()  # a pipeline stage without layers
         model = parallelize_decoder(
             model,
             parallel_dims=parallel_dims,
@@ -54,6 +57,32 @@ def wrap_parallelize(parallelize_decoder: Callable[..., nn.Module]) -> Callable[
         return model
 
     return parallelize
+
+
+def wrap_pipelining(pipeline_decoder: Callable[..., Any]) -> Callable[..., Any]:
+    """The model's own `pipelining_fn`; the stage that holds the unembedding holds the projector."""
+
+    @wraps(pipeline_decoder)
+    def pipeline(
+        model: nn.Module, *, parallelize_fn: Callable[..., nn.Module], **kwargs: Any
+    ) -> Any:
+        projector = _take_projector(model)
+
+        def parallelize_stage(stage: nn.Module, **stage_kwargs: Any) -> nn.Module:
+            if stage.lm_head is not None:
+                setattr(stage, PROJECTOR_NAME, projector)
+            return parallelize_fn(stage, **stage_kwargs)
+
+        return pipeline_decoder(model, parallelize_fn=parallelize_stage, **kwargs)
+
+    return pipeline
+
+
+def _take_projector(model: nn.Module) -> Module | None:
+    """The projector, which leaves `model`; the name stays, last in the order of modules."""
+    projector: Module | None = getattr(model, PROJECTOR_NAME)
+    setattr(model, PROJECTOR_NAME, None)
+    return projector
 
 
 def shard_projector(

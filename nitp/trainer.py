@@ -40,12 +40,18 @@ class NITPTrainer(Trainer):
             shards = SequenceShards.from_config(
                 self.parallel_dims, config.parallelism, config.training.seq_len
             )
-            self.loss_fn.set_decoder(self.model_parts[-1], shards, self.device)
+            self.loss_fn.set_decoder(
+                self.model_parts[-1],
+                shards,
+                self.device,
+                is_pipelined=self.parallel_dims.pp_enabled,
+            )
         self.metrics_processor.set_run(
             nitp=config.nitp,
             loss=self.loss_fn if isinstance(self.loss_fn, NITPLoss) else None,
             total_steps=config.training.steps,
             max_norm=config.training.max_norm,
+            has_loss=not self.parallel_dims.pp_enabled or self.pp_has_last_stage,
         )
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:

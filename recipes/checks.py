@@ -16,6 +16,8 @@ from recipes.fields import read_keys, source_path
 from recipes.models.shapes import FLAVORS, DecoderShape
 from recipes.settings import Settings, SettingsError, nearest
 
+V_SCHEDULES = ("ZBVZeroBubble", "DualPipeV")
+
 
 def check_settings(settings: Settings) -> None:
     """Raise SettingsError, naming the file of origin, unless the settings can be a run.
@@ -26,6 +28,7 @@ def check_settings(settings: Settings) -> None:
     with _naming_the_origin(settings):
         nitp = build_nitp(settings)
         build_data(settings)
+        _check_validation(settings)
         if settings.values["model"]["name"] == "nitp":
             shape = build_shape(settings)
             if nitp.is_active:
@@ -91,6 +94,18 @@ def _check_torchtitan_model(settings: Settings) -> None:
         raise ValueError(
             f'model.{key} is an override of model.name = "nitp" only. '
             f"{model['name']} has the shape of its flavor."
+        )
+
+
+def _check_validation(settings: Settings) -> None:
+    schedule = settings.values["parallelism"]["pipeline_parallel_schedule"]
+    is_pipelined = settings.values["parallelism"]["pipeline_parallel_degree"] > 1
+    # PyTorch asserts in evaluation where two neighbouring stages share a rank.
+    if is_pipelined and schedule in V_SCHEDULES and settings.values["validation"]["enable"]:
+        raise ValueError(
+            f"validation.enable (true) must be false with parallelism.pipeline_parallel_schedule "
+            f'"{schedule}", which PyTorch cannot run forward only. Set it to false or choose '
+            "another schedule."
         )
 
 

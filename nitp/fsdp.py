@@ -1,0 +1,67 @@
+"""The loss inside FSDP2's schedule: when P and the decoder are gathered, reduced and resharded.
+
+Every chunk of the loss runs a backward of its own, and each backward ends in FSDP2's root callback,
+which takes it for the end of the decoder's step. The context managers here say otherwise.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+
+@contextmanager
+def one_projector_sync(
+    decoder: nn.Module, projector: nn.Module | None, *, is_training: bool, is_pipelined: bool
+) -> Iterator[Callable[[], None]]:
+    """One all-gather and one reduce-scatter of P for all chunks of a micro-batch.
+
+    The whole decoder is told that more backwards follow; P alone synchronises, in the last chunk's
+    backward (call the yielded function before it). The decoder's own backward, which follows, waits
+    for P's reduction. A pipeline keeps P gathered until the schedule ends the stage's step.
+    """
+    if not isinstance(projector, FSDPModule):
+        yield lambda: None
+        return
+    assert isinstance(decoder, FSDPModule)
+
+    def before_last_chunk() -> None:
+        projector.set_requires_gradient_sync(True, recurse=False)
+        projector.set_reshard_after_backward(not is_pipelined, recurse=False)
+
+    # An explicit unshard leaves no all-gather event behind, which CUDA graph capture refuses.
+    projector.unshard()
+    if not is_training:
+        yield lambda: None
+        projector.reshard()
+        return
+    _set_last_backward(decoder, False)
+    yield before_last_chunk
+    _set_last_backward(decoder, not is_pipelined)
+
+
+@contextmanager
+def hold_stage(decoder: nn.Module, lm_head: nn.Module) -> Iterator[None]:
+    """Pipelines: the last stage stays gathered and unreduced through the loss.
+
+    The schedule gathers a stage, runs several micro-batches and reduces at the end; the loss runs
+    in between. Schedules that compute weight gradients apart (ZBVZeroBubble) look for the gathered
+    weights and silently lose the gradient of any that are not.
+    """
+    if not isinstance(decoder, FSDPModule):
+        yield
+        return
+    assert isinstance(lm_head, FSDPModule)
+    _set_last_backward(decoder, False)
+    yield
+    # ChunkedLossWrapper leaves its unit, [norm, lm_head], resharded.
+    _set_last_backward(decoder, False)
+    lm_head.unshard()
+
+
+def _set_last_backward(module: FSDPModule, is_last: bool) -> None:
+    """Whether the next backward through `module` ends its step: reduces, reshards and waits."""
+    module.set_is_last_backward(is_last)
+    module.set_requires_gradient_sync(is_last)
+    module.set_reshard_after_backward(is_last)
