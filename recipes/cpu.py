@@ -127,3 +127,22 @@ def _reduce_by_sum(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.Mo
         return model
 
     return wrapped
+
+
+def build_float32_config(model: Any) -> Any:
+    """A copy of the Decoder.Config `model` that computes on the CPU in float32, on any platform."""
+    from torch.nn.attention.flex_attention import create_block_mask
+    from torchtitan.models.common import attention, moe
+
+    from recipes.cpu_overrides import float32_experts, sdpa_attention
+
+    attention._compiled_create_block_mask = create_block_mask
+    model = copy.deepcopy(model)
+    for target, stand_in in (
+        (attention.FlexAttention.Config, sdpa_attention),
+        (moe.GroupedExperts.Config, float32_experts),
+    ):
+        for _, config, parent, name in list(model.traverse(target)):
+            if type(config) is target:
+                setattr(parent, name, stand_in(config))
+    return model

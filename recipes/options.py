@@ -16,6 +16,9 @@ DEFAULTS: dict[str, Any] = {
 }
 """Defaults that differ from TorchTitan's, by table.key."""
 
+ExportDtype = Literal["bfloat16", "float16", "float32"]
+ExportVerify = Literal["logits", "keys", "none"]
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class JobOptions:
@@ -92,3 +95,21 @@ class Float8Options:
 
     enable: bool = False
     """Whether linear layers compute in float8."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class ExportOptions:
+    """The `[export]` table: inference-only Hugging Face weights at the end of training."""
+
+    enable: bool = False
+    """Whether rank 0 exports the final checkpoint after it is saved."""
+
+    folder: str = "exported"
+    """Where to, inside the run directory: the export of step N is `<folder>/step-N`."""
+
+    dtype: ExportDtype = "bfloat16"
+    """Type of the exported weights; the router's selection bias stays float32."""
+
+    verify: ExportVerify = "logits"
+    """logits: read the files back and compare float32 logits of stock transformers with our model;
+    keys: read the files back; none."""

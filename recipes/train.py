@@ -5,11 +5,11 @@ configuration; a user's mistake is one line on stderr that starts with `error: `
 """
 
 import os
-import socket
 import sys
 from collections.abc import Sequence
 
 from recipes.checks import check_files, check_settings
+from recipes.command import describe_single_process, report_error
 from recipes.help import format_help
 from recipes.schema import load_schema
 from recipes.settings import Settings, resolve_settings, save_settings
@@ -34,13 +34,13 @@ def main(arguments: Sequence[str]) -> int:
             # The data may be on the cluster only: the rest of the configuration can be checked.
             print(f"not on this machine: {error}", file=sys.stderr)
     except ValueError as error:
-        return _report(error, 2)
+        return report_error(error, 2)
     return run(settings)
 
 
 def run(settings: Settings) -> int:
     """Build and train (or only summarise, for job.dry_run); the exit code."""
-    _describe_single_process()
+    describe_single_process()
     try:
         from recipes.config import build_config, check_ranks
 
@@ -48,7 +48,7 @@ def run(settings: Settings) -> int:
         if not settings.values["job"]["dry_run"]:
             check_ranks(config, int(os.environ["WORLD_SIZE"]))
     except (ValueError, NotImplementedError) as error:
-        return _report(error, 2)
+        return report_error(error, 2)
     from recipes import job
 
     if settings.values["job"]["dry_run"]:
@@ -60,26 +60,8 @@ def run(settings: Settings) -> int:
     try:
         job.train(config)
     except ValueError as error:
-        return _report(error, 1)
+        return report_error(error, 1)
     return 0
-
-
-def _describe_single_process() -> None:
-    """What torchrun would set, for a run without it."""
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    single = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in single.items()})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-
-
-def _report(error: Exception, exit_code: int) -> int:
-    if os.environ.get("RANK", "0") == "0":  # the same on every rank: said once
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return exit_code
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from torchtitan.models.qwen3 import Qwen3Model, parallelize_qwen3
 from torchtitan.models.qwen3.model import Qwen3TransformerBlock
 from torchtitan.protocols.model_spec import ModelSpec
 
+from nitp.export.mapping import DecoderStateDictAdapter
 from recipes.models.shapes import DecoderShape
 
 
@@ -40,7 +41,7 @@ def build_model_spec(shape: DecoderShape, flavor: str) -> ModelSpec:
         parallelize_fn=parallelize_qwen3,
         pipelining_fn=pipeline_llm,
         post_optimizer_build_fn=register_moe_load_balancing_hook,
-        state_dict_adapter=None,
+        state_dict_adapter=DecoderStateDictAdapter,
     )
 
 

@@ -12,6 +12,8 @@ TORCH_FREE = [
     "nitp/config.py",
     "recipes/train.py",
     "recipes/checks.py",
+    "recipes/command.py",
+    "recipes/export.py",
     "recipes/fields.py",
     "recipes/help.py",
     "recipes/options.py",

@@ -10,6 +10,8 @@ import torch
 from torchtitan.components import loss, metrics, validate
 from torchtitan.distributed import full_dtensor
 from torchtitan.models.common import attention, decoder, decoder_sharding, moe
+from torchtitan.models.qwen3 import qwen3_configs
+from torchtitan.models.qwen3.state_dict_adapter import Qwen3StateDictAdapter
 from torchtitan.protocols.module import Module
 from torchtitan.tools import utils
 from torchtitan.trainer import Trainer
@@ -65,6 +67,15 @@ def test_decoders_run_their_layers_from_values_and_pass_the_stream_first(path, n
     (call,) = [node for node in ast.walk(loops[0]) if isinstance(node, ast.Assign)]
     assert isinstance(call.value, ast.Call)
     assert ast.unparse(call.targets[0]) == ast.unparse(call.value.args[0])
+
+
+def test_the_qwen3_adapter_maps_by_a_table_of_names():
+    """nitp.export.mapping adds to the table what Glm4Moe has beyond it."""
+    adapter = Qwen3StateDictAdapter(qwen3_configs["debugmodel"](attn_backend="flex"), None)
+    table = adapter.from_hf_map
+    assert table["model.layers.{}.mlp.gate.weight"] == "layers.{}.moe.router.gate.weight"
+    assert "self.from_hf_map.items()" in inspect.getsource(Qwen3StateDictAdapter.to_hf)
+    assert "self.from_hf_map[abstract_key]" in inspect.getsource(Qwen3StateDictAdapter.from_hf)
 
 
 def test_children_are_initialised_in_order_of_registration():

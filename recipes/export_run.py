@@ -1,0 +1,135 @@
+"""From a run's settings to its export: glue between recipes and nitp.export."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes.config import build_model  # first: it chooses the platform before torchtitan loads
+from recipes.cpu import build_float32_config
+from recipes.data.corpus import find_corpus_files
+from recipes.data.tokenizer import resolve_tokenizer_path
+from recipes.export import ExportRequest
+from recipes.settings import Settings
+
+# isort: split
+
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+from torchtitan.config import TORCH_DTYPE_MAP
+from torchtitan.models.common.decoder import Decoder
+from torchtitan.models.qwen3 import Qwen3Model
+from torchtitan.protocols.model_spec import ModelSpec
+
+from nitp.export.card import Provenance
+from nitp.export.checkpoint import Checkpoint, find_checkpoint
+from nitp.export.exporter import Report, export_checkpoint
+from nitp.export.hf_config import build_config
+from nitp.export.mapping import Entry
+from nitp.export.reference import Reference
+from nitp.export.verify import MAX_LOGIT_DIFFERENCE, check_tokenizer, compare_logits
+
+_ROWS, _ROW_LENGTH, _MIN_BYTES = 4, 256, 4096
+"""What logits are compared on: the first tokens of documents of the embedded corpus."""
+
+_WHOLE_UP_TO = 2e9
+"""Parameters up to which logits are compared at full depth: 8 GB in float32."""
+
+
+def prepare_export(request: ExportRequest, settings: Settings) -> Callable[[], Report]:
+    """Everything short of writing. Raises ValueError for a user's mistake, OSError for a
+    checkpoint that cannot be read."""
+    folder = request.run / settings.values["checkpoint"]["folder"]
+    checkpoint = find_checkpoint(folder, request.step)
+    spec = build_model(settings)
+    dtype = TORCH_DTYPE_MAP[request.dtype]
+    return partial(
+        export_checkpoint,
+        checkpoint=checkpoint,
+        spec=spec,
+        dtype=dtype,
+        config=build_hf_config(settings, spec, dtype),
+        tokenizer=Path(resolve_tokenizer_path(settings.values["tokenizer"]["path"])),
+        provenance=_describe(request, settings, checkpoint),
+        output=request.output,
+        check=request.verify != "none",
+        compare=partial(_compare, checkpoint, spec, settings)
+        if request.verify == "logits"
+        else None,
+    )
+
+
+def build_hf_config(settings: Settings, spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
+    """The content of config.json. Raises ValueError for a model without a stock architecture.
+
+    TorchTitan's own models bring theirs in the folder of `tokenizer.path`, as the assets that
+    TorchTitan downloads for them do.
+    """
+    path = Path(resolve_tokenizer_path(settings.values["tokenizer"]["path"]))
+    if settings.values["model"]["name"] == "nitp":
+        assert isinstance(spec.model, Qwen3Model.Config)
+        tokenizer = HuggingFaceTokenizer(tokenizer_path=str(path))
+        return build_config(
+            spec.model,
+            max_position_embeddings=settings.values["training"]["seq_len"],
+            dtype=dtype,
+            bos_token_id=tokenizer.bos_id,
+            eos_token_id=tokenizer.eos_id,
+        )
+    if not (path / "config.json").is_file():
+        raise ValueError(
+            f"tokenizer.path ({path}) has no config.json. TorchTitan's {spec.name} exports with "
+            "the config.json of its Hugging Face assets: put it beside the tokenizer."
+        )
+    config = json.loads((path / "config.json").read_bytes())
+    # The weights are written as they are trained, not as the assets' were stored.
+    config.pop("quantization_config", None)
+    return config | {"torch_dtype": str(dtype).removeprefix("torch.")}
+
+
+def _describe(request: ExportRequest, settings: Settings, checkpoint: Checkpoint) -> Provenance:
+    values = settings.values
+    num_tokens = None
+    if "dataloader.rows" in checkpoint:  # not in a checkpoint of the model alone
+        num_tokens = int(checkpoint.load("dataloader.rows")) * values["training"]["seq_len"]
+    return Provenance(
+        model=f"{values['model']['name']} {values['model']['flavor']}",
+        step=checkpoint.step,
+        num_tokens=num_tokens,
+        nitp=values["nitp"],
+        config_sha256=hashlib.sha256((request.run / "config.toml").read_bytes()).hexdigest(),
+    )
+
+
+def _compare(
+    checkpoint: Checkpoint, spec: ModelSpec, settings: Settings, folder: Path, entries: list[Entry]
+) -> str:
+    """Logits of the written folder against our model's, on real text."""
+    model = spec.model
+    assert isinstance(model, Decoder.Config)
+    length = min(_ROW_LENGTH, settings.values["training"]["seq_len"])
+    files = [path for _, path in find_corpus_files() if path.stat().st_size >= _MIN_BYTES]
+    texts = [path.read_text(encoding="utf-8")[:_MIN_BYTES] for path in files[:_ROWS]]
+    tokenizer = HuggingFaceTokenizer(tokenizer_path=str(folder))
+    rows = [tokenizer.encode(text, add_bos=False, add_eos=False) for text in texts]
+    check_tokenizer(folder, texts, rows)
+    depth = _choose_depth(model, sum(entry.num_params for entry in entries))
+    ours = Reference(build_float32_config(model), checkpoint, entries, depth)
+    result = compare_logits(folder, ours, [row[:length] for row in rows], depth)
+    return (
+        f"logits: at most {result.max_difference:.2g} from our model's in float32 "
+        f"(limit {MAX_LOGIT_DIFFERENCE:g}) over {result.num_positions} positions, "
+        f"{result.num_generated} of them generated with the cache; {result.num_left_out} left out "
+        f"after a router near-tie; depth {depth} of {len(model.layers)}"
+    )
+
+
+def _choose_depth(model: Decoder.Config, num_params: int) -> int:
+    """All layers, or of a large model one of each kind."""
+    if num_params <= _WHOLE_UP_TO:
+        return len(model.layers)
+    first_moe = next((i for i, layer in enumerate(model.layers) if layer.moe is not None), 0)
+    return first_moe + 1

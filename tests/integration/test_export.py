@@ -1,0 +1,152 @@
+"""A checkpoint becomes a Hugging Face folder that stock transformers computes the same with."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from recipes.config import build_model
+from recipes.cpu import build_float32_config
+from recipes.export import ExportRequest
+from recipes.export_run import prepare_export
+from tests.integration.export_runs import (
+    DENSE,
+    MOE,
+    SMALL,
+    SMALL_MOE,
+    save_run,
+)
+
+# isort: split
+
+from nitp.export.checkpoint import find_checkpoint
+from nitp.export.exporter import plan_export
+from nitp.export.reference import Reference
+from nitp.export.verify import compare_logits
+
+# name -> (configuration, overrides, stock architecture)
+MODELS = {
+    "llama_tied": (DENSE, [*SMALL, "--model.tie_embeddings"], "LlamaForCausalLM"),
+    "qwen3_ntp": (DENSE, [*SMALL, "--model.qk_norm", "--nitp.enable=false"], "Qwen3ForCausalLM"),
+    "glm4_moe": (MOE, SMALL_MOE, "Glm4MoeForCausalLM"),
+    "glm4_moe_wide": (
+        MOE,
+        [*SMALL_MOE, "--model.qk_norm", "--model.num_dense_layers=2", "--model.top_k=3",
+         "--model.num_shared_experts=2", "--model.rope_theta=5000", "--model.norm_eps=1e-4"],
+        "Glm4MoeForCausalLM",
+    ),
+}  # fmt: skip
+
+
+def export(run: Path, output: Path, **options) -> None:
+    request = ExportRequest(run=run, output=output, **options)
+    prepare_export(request, request.load_settings())()
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, (config, overrides, _) in MODELS.items():
+        save_run(folder / name, config, overrides)
+    return {name: folder / name for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def folders(runs, tmp_path_factory) -> dict[str, Path]:
+    """Every model exported in bfloat16, its logits compared."""
+    folder = tmp_path_factory.mktemp("exported")
+    for name, run in runs.items():
+        export(run, folder / name)
+    return {name: folder / name for name in MODELS}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_folder_is_a_stock_architecture_without_the_projector(folders, name):
+    folder = folders[name]
+    assert read_json(folder / "config.json")["architectures"] == [MODELS[name][2]]
+    names = set(read_json(folder / "model.safetensors.index.json")["weight_map"])
+    assert not [key for key in names if "nitp" in key or "projector" in key]
+    (file,) = folder.glob("*.safetensors")
+    with safe_open(file, framework="pt") as weights:
+        assert set(weights.keys()) == names and weights.metadata() == {"format": "pt"}
+    assert ("lm_head.weight" in names) == (name != "llama_tied")
+    for path in folder.iterdir():
+        assert path.stat().st_mode & 0o444 == 0o444, path
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "glm4_moe"])
+def test_weights_are_rounded_to_the_dtype_and_the_selection_bias_is_not(folders, runs, name):
+    state = find_checkpoint(runs[name] / "checkpoint", None)
+    weights = load_file(folders[name] / "model-00001-of-00001.safetensors")
+    query = state.load("layers.1.attention.qkv_linear.wq.weight")
+    assert torch.equal(weights["model.layers.1.self_attn.q_proj.weight"], query.bfloat16())
+    if name == "glm4_moe":
+        bias = state.load("layers.1.moe.expert_bias_E")
+        assert bias.abs().min() > 0
+        assert torch.equal(weights["model.layers.1.mlp.gate.e_score_correction_bias"], bias)
+        down = state.load("layers.1.moe.routed_experts.inner_experts.w2_EDF")[5]
+        assert torch.equal(
+            weights["model.layers.1.mlp.experts.5.down_proj.weight"], down.bfloat16()
+        )
+
+
+def test_the_card_says_where_the_weights_come_from(folders):
+    card = (folders["glm4_moe"] / "README.md").read_text()
+    for row in (
+        "| architecture | Glm4MoeForCausalLM |", "| step | 3 |",
+        f"| global tokens seen | {6 * 64} |", "| target_layer | 1 |",
+        "| torchtitan version | 0.3.0 |",
+    ):  # fmt: skip
+        assert row in card
+
+
+# What must not pass: (model, file, edit of its content).
+FAULTS = {
+    "rope_base": ("llama_tied", {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e4}}),
+    "norm_epsilon": ("qwen3_ntp", {"rms_norm_eps": 1e-2}),
+    "half_rotation": ("glm4_moe", {"partial_rotary_factor": 0.5, "rope_parameters": None}),
+    "routing_scale": ("glm4_moe", {"routed_scaling_factor": 1.1}),
+    "top_k": ("glm4_moe", {"num_experts_per_tok": 3}),
+}
+
+
+def compare(run: Path, folder: Path, depth: int = 3):
+    request = ExportRequest(run=run, output=folder.with_name("unwritten"))
+    spec = build_model(request.load_settings())
+    checkpoint = find_checkpoint(run / "checkpoint", None)
+    entries, _ = plan_export(checkpoint, spec, torch.bfloat16)
+    ours = Reference(build_float32_config(spec.model), checkpoint, entries, depth)
+    rows = torch.randint(0, 8192, (2, 64), generator=torch.Generator().manual_seed(0)).tolist()
+    return compare_logits(folder, ours, rows, depth)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_config_fails_the_comparison(folders, runs, tmp_path, fault):
+    name, edit = FAULTS[fault]
+    folder = shutil.copytree(folders[name], tmp_path / "edited")
+    config = read_json(folder / "config.json") | edit
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="differ from our model's by"):
+        compare(runs[name], folder)
+
+
+@pytest.mark.parametrize("lost", ["model.norm.weight", "model.layers.1.mlp.gate.weight"])
+def test_a_tensor_that_transformers_misses_is_an_error(folders, runs, tmp_path, lost):
+    folder = shutil.copytree(folders["glm4_moe"], tmp_path / "edited")
+    (file,) = folder.glob("*.safetensors")
+    file.write_bytes(file.read_bytes().replace(lost.encode(), lost.replace("m", "x").encode()))
+    with pytest.raises(ValueError, match="transformers reports missing_keys"):
+        compare(runs["glm4_moe"], folder)
+
+
+def test_a_large_model_is_compared_at_truncated_depth(folders, runs):
+    result = compare(runs["glm4_moe"], folders["glm4_moe"], depth=2)
+    assert result.num_positions > 100 and result.max_difference < 1e-4
