@@ -3,6 +3,7 @@
 Free of torch: what these refuse costs a second, not the start of a job.
 """
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,33 @@ def check_files(settings: Settings) -> None:
     with _naming_the_origin(settings):
         check_sources(build_data(settings))
         check_tokenizer(settings.values["tokenizer"]["path"])
+
+
+def check_export(settings: Settings) -> None:
+    """Raise SettingsError unless what `[export]` asks for can follow the training."""
+    if not settings.values["export"]["enable"]:
+        return
+    checkpoint = settings.values["checkpoint"]
+    with _naming_the_origin(settings):
+        for key, value, why in (
+            ("enable", True, "a checkpoint is what is exported"),
+            ("load_only", False, "a checkpoint is what is exported"),
+            ("last_save_in_hf", False, "its last checkpoint could be neither resumed nor exported"),
+        ):
+            if checkpoint[key] != value:
+                raise ValueError(
+                    f"export.enable (true) needs checkpoint.{key} = {str(value).lower()}: {why}."
+                )
+        check_verify(settings.values["export"]["verify"])
+
+
+def check_verify(verify: str) -> None:
+    """Raise ValueError if this verification of an export needs a package that is not installed."""
+    if verify == "logits" and importlib.util.find_spec("transformers") is None:
+        raise ValueError(
+            'export.verify ("logits") needs the package transformers. Install '
+            '"nitp-torchtitan[export]", or use "keys".'
+        )
 
 
 @contextmanager

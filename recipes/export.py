@@ -7,14 +7,13 @@ code 0 done, 1 failure, 2 bad usage; what went wrong is one line on stderr that 
 """
 
 import argparse
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from recipes.checks import check_settings
+from recipes.checks import check_settings, check_verify
 from recipes.command import report_error
 from recipes.data.tokenizer import check_tokenizer
 from recipes.options import ExportDtype, ExportOptions, ExportVerify
@@ -49,15 +48,6 @@ class ExportRequest:
         check_tokenizer(settings.values["tokenizer"]["path"])
         check_verify(self.verify)
         return settings
-
-
-def check_verify(verify: ExportVerify) -> None:
-    """Raise ValueError if the check needs a package that is not installed."""
-    if verify == "logits" and importlib.util.find_spec("transformers") is None:
-        raise ValueError(
-            'export.verify ("logits") needs the package transformers. Install '
-            '"nitp-torchtitan[export]", or use "keys".'
-        )
 
 
 def main(arguments: Sequence[str]) -> int:

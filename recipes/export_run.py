@@ -62,6 +62,28 @@ def prepare_export(request: ExportRequest, settings: Settings) -> Callable[[], R
     )
 
 
+def check_model(settings: Settings) -> None:
+    """Raise ValueError unless the model that `settings` trains can be exported by them."""
+    dtype = TORCH_DTYPE_MAP[settings.values["export"]["dtype"]]
+    build_hf_config(settings, build_model(settings), dtype)
+
+
+def export_final(settings: Settings) -> Report | None:
+    """Export the latest checkpoint of the run as its `[export]` table says; None if it was before.
+
+    Raises ValueError and OSError as `export_checkpoint`.
+    """
+    options, run = settings.values["export"], Path(settings.values["job"]["dump_folder"])
+    step = find_checkpoint(run / settings.values["checkpoint"]["folder"], None).step
+    output = run / options["folder"] / f"step-{step}"
+    if output.is_dir():
+        return None
+    request = ExportRequest(
+        run=run, output=output, step=step, dtype=options["dtype"], verify=options["verify"]
+    )
+    return prepare_export(request, settings)()
+
+
 def build_hf_config(settings: Settings, spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
     """The content of config.json. Raises ValueError for a model without a stock architecture.
 

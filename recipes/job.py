@@ -1,4 +1,4 @@
-"""One training job, from its configuration to its closing lines."""
+"""One training job, from its configuration to its closing lines and its export."""
 
 import logging
 import os
@@ -10,9 +10,10 @@ from torchtitan.tools.logging import init_logger, logger
 
 from nitp.trainer import NITPTrainer
 from recipes.data.unigram import unigram_cross_entropy
+from recipes.settings import Settings
 from recipes.summary import summarize
 
-__all__ = ["init_logging", "summarize", "train"]
+__all__ = ["export", "init_logging", "summarize", "train"]
 
 
 def init_logging() -> None:
@@ -45,6 +46,15 @@ def train(config: NITPTrainer.Config) -> None:
     finally:
         trainer.close()
     torch.distributed.destroy_process_group()
+
+
+def export(settings: Settings) -> None:
+    """Export the final checkpoint. The training state lies on the disk whatever becomes of it."""
+    from recipes.export_run import export_final
+
+    report = export_final(settings)
+    for line in str(report or "The final checkpoint is exported already.").splitlines():
+        logger.info(line)
 
 
 def _log_closing_lines(trainer: NITPTrainer) -> None:

@@ -44,7 +44,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "checkpoint": ("torchtitan.components.checkpointer.dcp:CheckpointManager.Config",),
     "metrics": ("torchtitan.components.metrics:MetricsProcessor.Config",),
     "geometry": (),
-    "export": (),
+    "export": ("recipes.options:ExportOptions",),
     "profiler": ("torchtitan.tools.profiler:Profiler.Config",),
     "comm": ("torchtitan.config.configs:CommConfig",),
     "debug": ("torchtitan.config.configs:DebugConfig",),

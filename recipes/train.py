@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from recipes.checks import check_files, check_settings
+from recipes.checks import check_export, check_files, check_settings
 from recipes.command import describe_single_process, report_error
 from recipes.help import format_help
 from recipes.schema import load_schema
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings = resolve_settings(None, arguments)
         check_settings(settings)
+        check_export(settings)
         try:
             check_files(settings)
         except ValueError as error:
@@ -47,6 +48,10 @@ def run(settings: Settings) -> int:
         config = build_config(settings)
         if not settings.values["job"]["dry_run"]:
             check_ranks(config, int(os.environ["WORLD_SIZE"]))
+            if settings.values["export"]["enable"]:
+                from recipes.export_run import check_model
+
+                check_model(settings)
     except (ValueError, NotImplementedError) as error:
         return report_error(error, 2)
     from recipes import job
@@ -59,7 +64,9 @@ def run(settings: Settings) -> int:
         save_settings(settings, os.path.join(config.dump_folder, "config.toml"))
     try:
         job.train(config)
-    except ValueError as error:
+        if settings.values["export"]["enable"] and os.environ["RANK"] == "0":
+            job.export(settings)
+    except (ValueError, OSError) as error:
         return report_error(error, 1)
     return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -58,6 +59,8 @@ def scalars(run: Path) -> dict[str, list[float]]:
         (["--nitp.target_layer=30"], "nitp.target_layer (30) must be at most the number"),
         (["--data.sources=[{path='nowhere/*.txt'}]"], "data.sources[0].path (nowhere/*.txt) "),
         (["--tokenizer.path=nowhere"], "tokenizer.path (nowhere) is not a folder."),
+        (["--export.enable", "--checkpoint.enable=false"],
+         "export.enable (true) needs checkpoint.enable = true"),
         (["--model.flavor=debig"], 'model.flavor ("debig") does not exist. Did you mean debug?'),
     ],
 )  # fmt: skip
@@ -156,11 +159,12 @@ def test_help_lists_every_option_with_its_docstring():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """A run of 4 steps; the same from its saved configuration; 2 steps and then the other 2."""
+    """A run of 4 steps, exported; the same from its saved configuration; 2 steps and then the other
+    2."""
     folder = tmp_path_factory.mktemp("runs")
     first, again, resumed = (folder / name for name in ("first", "again", "resumed"))
     done = train("--job.config_file", DEBUG, *SMALL, "--training.steps=4",
-                 "--lr_scheduler.warmup_steps=1", "--checkpoint.interval=2",
+                 "--lr_scheduler.warmup_steps=1", "--checkpoint.interval=2", "--export.enable",
                  f"--job.dump_folder={first}")  # fmt: skip
     assert done.returncode == 0, done.stderr
     (folder / "log").write_text(done.stdout)
@@ -169,7 +173,8 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         [f"--job.dump_folder={resumed}", "--training.steps=2", "--lr_scheduler.total_steps=4"],
         [f"--job.dump_folder={resumed}", "--lr_scheduler.total_steps=4"],
     ):
-        done = train("--job.config_file", str(first / "config.toml"), *extra)
+        config = str(first / "config.toml")
+        done = train("--job.config_file", config, "--export.enable=false", *extra)
         assert done.returncode == 0, done.stderr
     return {"first": first, "again": again, "resumed": resumed, "folder": folder}
 
@@ -196,6 +201,16 @@ def test_a_run_ends_by_naming_its_files_and_what_to_do_next(runs):
         f"Checkpoint: {runs['first']}/checkpoint/step-4", "To train on: python -m recipes.train",
     ):  # fmt: skip
         assert text in log
+
+
+def test_a_run_that_asks_for_it_ends_with_an_export_and_can_still_be_resumed(runs):
+    folder = runs["first"] / "exported" / "step-4"
+    log = (runs["folder"] / "log").read_text()
+    assert f"exported   {folder}" in log and "verified   logits: at most" in log
+    weights = load_file(folder / "model-00001-of-00001.safetensors")
+    state = load_checkpoint(runs["first"] / "checkpoint" / "step-4")
+    assert torch.equal(weights["lm_head.weight"], state["lm_head.weight"].bfloat16())
+    assert "optimizer.state.lm_head.weight.exp_avg" in state
 
 
 def test_the_saved_configuration_gives_the_same_run(runs):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes import export as export_command
+from recipes import checks
 from recipes.export import main
 from tests.integration.export_runs import (
     DENSE,
@@ -88,7 +88,7 @@ def test_a_missing_tokenizer_is_bad_usage(capsys, run):
 
 
 def test_logits_without_transformers_are_bad_usage(capsys, run, monkeypatch):
-    monkeypatch.setattr(export_command.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     assert "needs the package transformers" in refuse(capsys, run, "--verify", "logits", code=2)
 
 
