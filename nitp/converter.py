@@ -4,14 +4,17 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from torchtitan.components.checkpointer import CheckpointManager
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.config import derive
 from torchtitan.models.common.decoder import Decoder
 from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.trainer import Trainer
 
+from nitp.checkpoint import NITPCheckpointManager
 from nitp.config import NITPConfig
 from nitp.decoder import nitp_decoder_class
+from nitp.export.mapping import without_projector
 from nitp.loss import NITPLoss
 from nitp.metrics import NITPMetricsProcessor
 from nitp.parallelize import wrap_parallelize, wrap_pipelining
@@ -38,6 +41,14 @@ def with_nitp(trainer_config: Trainer.Config, nitp: NITPConfig) -> NITPTrainer.C
     if spec is None or not isinstance(spec.model, Decoder.Config):
         kind = "no model" if spec is None else f"{spec.name}, which is not a decoder"
         raise ValueError(f"with_nitp needs a decoder-only language model; model_spec has {kind}.")
+    if type(trainer_config.checkpoint) not in (
+        CheckpointManager.Config,
+        NITPCheckpointManager.Config,
+    ):
+        raise ValueError(
+            f"checkpoint ({type(trainer_config.checkpoint).__qualname__}) must be "
+            "CheckpointManager.Config: others would lose the projector without a word."
+        )
     parts: dict[str, Any] = {}
     if nitp.is_active:
         parts = {
@@ -48,6 +59,7 @@ def with_nitp(trainer_config: Trainer.Config, nitp: NITPConfig) -> NITPTrainer.C
         trainer_config,
         NITPTrainer.Config,
         nitp=nitp,
+        checkpoint=derive(trainer_config.checkpoint, NITPCheckpointManager.Config),
         metrics=derive(trainer_config.metrics, NITPMetricsProcessor.Config),
         validator=derive(trainer_config.validator, NITPValidator.Config),
         **parts,
@@ -71,6 +83,7 @@ def convert_model(spec: ModelSpec, nitp: NITPConfig) -> ModelSpec:
         ),
         parallelize_fn=_wrap_parallelize(spec.parallelize_fn),
         pipelining_fn=_wrap_pipelining(spec.pipelining_fn) if spec.pipelining_fn else None,
+        state_dict_adapter=spec.state_dict_adapter and without_projector(spec.state_dict_adapter),
     )
 
 

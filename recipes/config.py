@@ -3,6 +3,7 @@
 import importlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ if ON_CPU:
 
     cpu.activate()
 
-from torchtitan.components.checkpointer import CheckpointManager  # noqa: E402
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss  # noqa: E402
 from torchtitan.components.metrics import MetricsProcessor  # noqa: E402
 from torchtitan.components.optimizer import (  # noqa: E402
@@ -38,12 +38,15 @@ from torchtitan.config import (  # noqa: E402
 )
 from torchtitan.distributed import ParallelDims, activation_checkpoint  # noqa: E402
 from torchtitan.models.common.decoder import Decoder  # noqa: E402
+from torchtitan.models.qwen3 import Qwen3Model  # noqa: E402
 from torchtitan.protocols.model_spec import ModelSpec  # noqa: E402
 from torchtitan.tools.profiler import Profiler  # noqa: E402
 from torchtitan.trainer import Trainer  # noqa: E402
 
 from nitp import with_nitp  # noqa: E402
+from nitp.checkpoint import NITPCheckpointManager  # noqa: E402
 from nitp.compose import check_composition  # noqa: E402
+from nitp.export.importing import check_hf_folder  # noqa: E402
 from nitp.trainer import NITPTrainer  # noqa: E402
 from recipes.data.loader import PackedDataLoader  # noqa: E402
 from recipes.data.tokenizer import resolve_tokenizer_path  # noqa: E402
@@ -109,6 +112,8 @@ def build_config(settings: Settings) -> NITPTrainer.Config:
         raise ValueError(str(error)) from error
     nitp_config = with_nitp(config, build_nitp(settings))
     check_composition(nitp_config)
+    if values["model"]["name"] == "nitp" and config.checkpoint.initial_load_in_hf:
+        _check_initial_load(config)
     return cpu.adapt(nitp_config) if ON_CPU else nitp_config
 
 
@@ -170,13 +175,38 @@ def _build_optimizer(values: dict[str, Any]) -> OptimizersContainer.Config:
     )
 
 
-def _build_checkpoint(values: dict[str, Any]) -> CheckpointManager.Config:
+def _build_checkpoint(values: dict[str, Any]) -> NITPCheckpointManager.Config:
     values = dict(values)
     if values["initial_load_path"] is None:
+        if values["initial_load_in_hf"]:
+            raise ValueError(
+                "checkpoint.initial_load_in_hf (true) needs checkpoint.initial_load_path: the "
+                "folder of the Hugging Face weights."
+            )
         values["initial_load_model_only"] = False  # without a path it has no effect, and warns
     elif "://" not in values["initial_load_path"]:
         values["initial_load_path"] = os.path.abspath(values["initial_load_path"])
-    return CheckpointManager.Config(**values)
+    return NITPCheckpointManager.Config(**values)
+
+
+def _check_initial_load(config: Trainer.Config) -> None:
+    """Raise ValueError unless the model can start from the Hugging Face folder."""
+    assert config.model_spec is not None and isinstance(
+        config.checkpoint, NITPCheckpointManager.Config
+    )
+    model, path = config.model_spec.model, config.checkpoint.initial_load_path
+    assert isinstance(model, Qwen3Model.Config) and path is not None
+    try:
+        check_hf_folder(Path(path), model)
+    except ValueError as error:
+        raise ValueError(f"checkpoint.initial_load_path: {error}") from error
+    is_moe = any(layer.moe is not None for layer in model.layers)
+    if is_moe and config.parallelism.data_parallel_replicate_degree > 1:
+        raise ValueError(
+            "checkpoint.initial_load_in_hf (true) with experts needs "
+            "parallelism.data_parallel_replicate_degree = 1: TorchTitan's adapter cannot split "
+            "replicated experts. Save a checkpoint without replication and start from that."
+        )
 
 
 def _build_activation_checkpoint(values: dict[str, Any]) -> Any:

@@ -41,7 +41,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "torchtitan.components.quantization.float8:Float8LinearConverter.Config",
     ),
     "loss": ("torchtitan.components.loss:ChunkedLossWrapper.Config",),
-    "checkpoint": ("torchtitan.components.checkpointer.dcp:CheckpointManager.Config",),
+    "checkpoint": ("nitp.checkpoint:NITPCheckpointManager.Config",),
     "metrics": ("torchtitan.components.metrics:MetricsProcessor.Config",),
     "geometry": (),
     "export": ("recipes.options:ExportOptions",),
