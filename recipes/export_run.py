@@ -91,22 +91,23 @@ def build_hf_config(settings: Settings, spec: ModelSpec, dtype: torch.dtype) -> 
     TorchTitan downloads for them do.
     """
     path = Path(resolve_tokenizer_path(settings.values["tokenizer"]["path"]))
+    tokenizer = HuggingFaceTokenizer(tokenizer_path=str(path))
+    facts = {
+        "max_position_embeddings": settings.values["training"]["seq_len"],
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+    }
     if settings.values["model"]["name"] == "nitp":
         assert isinstance(spec.model, Qwen3Model.Config)
-        tokenizer = HuggingFaceTokenizer(tokenizer_path=str(path))
-        return build_config(
-            spec.model,
-            max_position_embeddings=settings.values["training"]["seq_len"],
-            dtype=dtype,
-            bos_token_id=tokenizer.bos_id,
-            eos_token_id=tokenizer.eos_id,
-        )
+        return build_config(spec.model, dtype=dtype, **facts)
     if not (path / "config.json").is_file():
         raise ValueError(
             f"tokenizer.path ({path}) has no config.json. TorchTitan's {spec.name} exports with "
             "the config.json of its Hugging Face assets: put it beside the tokenizer."
         )
-    config = json.loads((path / "config.json").read_bytes())
+    config = facts | json.loads((path / "config.json").read_bytes())
+    if not config.get("architectures"):
+        raise ValueError(f"{path / 'config.json'} names no architecture (architectures).")
     # The weights are written as they are trained, not as the assets' were stored.
     config.pop("quantization_config", None)
     return config | {"torch_dtype": str(dtype).removeprefix("torch.")}

@@ -42,9 +42,8 @@ def format_card(
         else "next-token prediction"
     )
     tokens = "not recorded" if provenance.num_tokens is None else f"{provenance.num_tokens:,}"
-    (architecture,) = config["architectures"]
     rows = {
-        "architecture": architecture,
+        "architecture": ", ".join(config["architectures"]),
         "trained as": provenance.model,
         "parameters": f"{num_params:,}",
         "dtype": config["torch_dtype"],
