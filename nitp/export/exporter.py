@@ -1,5 +1,6 @@
 """The steps of an export, in order: plan, write, verify, describe, rename."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,6 +94,17 @@ def plan_export(
     return entries, lambda source: adapter.to_hf({source: checkpoint.load(source)})
 
 
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """The tokenizer's files, and in its configuration what decoders take as input."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)  # without its mode
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    # By default transformers 4 adds token_type_ids, which generate() of a decoder refuses.
+    write_json(path, {"model_input_names": ["input_ids", "attention_mask"], **config})
+
+
 def export_checkpoint(
     *,
     checkpoint: Checkpoint,
@@ -118,9 +130,7 @@ def export_checkpoint(
         write_weights(folder, entries, load, max_shard_bytes)
         write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", build_generation_config(config))
-        for name in TOKENIZER_FILES:
-            if (tokenizer / name).is_file():
-                shutil.copyfile(tokenizer / name, folder / name)  # without its mode
+        copy_tokenizer(tokenizer, folder)
         lines = [check_files(folder, entries, max_shard_bytes)] if check else []
         lines += [compare(folder, entries)] if compare else []
         num_params = sum(entry.num_params for entry in entries)

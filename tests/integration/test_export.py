@@ -98,6 +98,12 @@ def test_weights_are_rounded_to_the_dtype_and_the_selection_bias_is_not(folders,
         )
 
 
+def test_the_tokenizer_gives_what_generate_takes(folders):
+    config = read_json(folders["llama_tied"] / "tokenizer_config.json")
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
+
+
 def test_the_card_says_where_the_weights_come_from(folders):
     card = (folders["glm4_moe"] / "README.md").read_text()
     for row in (
