@@ -140,8 +140,8 @@ def _compare(
     rows = [tokenizer.encode(text, add_bos=False, add_eos=False) for text in texts]
     check_tokenizer(folder, texts, rows)
     depth = _choose_depth(model, sum(entry.num_params for entry in entries))
-    ours = Reference(build_float32_config(model), checkpoint, entries, depth)
-    result = compare_logits(folder, ours, [row[:length] for row in rows], depth)
+    build_ours = partial(Reference, build_float32_config(model), checkpoint, entries, depth)
+    result = compare_logits(folder, build_ours, [row[:length] for row in rows], depth)
     return (
         f"logits: at most {result.max_difference:.2g} from our model's in float32 "
         f"(limit {MAX_LOGIT_DIFFERENCE:g}) over {result.num_positions} positions, "

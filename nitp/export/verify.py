@@ -1,7 +1,7 @@
 """Checks a written folder: the files against the plan, stock transformers against our own model."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,41 +120,29 @@ def _is_beyond(name: str, depth: int) -> bool:
     return parts[:2] == ["model", "layers"] and int(parts[2]) >= depth
 
 
-@torch.no_grad()
 def compare_logits(
-    folder: Path, ours: Logits, rows: Sequence[Sequence[int]], depth: int
+    folder: Path,
+    build_ours: Callable[[], Logits],
+    rows: Sequence[Sequence[int]],
+    depth: int,
 ) -> Comparison:
-    """Compare the stock model with `ours` on each row of tokens, and on what it generates greedily
-    with its key-value cache after the first half of the first row.
+    """Compare the stock model with our own on each row of tokens, and on what the stock model
+    generates greedily with its key-value cache after the first half of the first row.
 
-    Raises ValueError if a logit differs by more than MAX_LOGIT_DIFFERENCE (which bounds arg-max
-    flips to top-2 gaps of twice that), or if near-ties leave out half of the positions or more.
+    One model is in memory at a time. Raises ValueError if a logit differs by more than
+    MAX_LOGIT_DIFFERENCE (which bounds arg-max flips to top-2 gaps of twice that), or if near-ties
+    leave out half of the positions or more.
     """
-    stock = load_stock_model(folder, depth)
+    theirs = [*_run_stock_model(folder, rows, depth)]
+    ours = build_ours()
     result = Comparison(depth=depth)
-    for row in rows:
-        tokens_BL = torch.tensor([row])
-        logits_BLV, gap_BL = ours(tokens_BL)
-        result.add(logits_BLV[0], stock(tokens_BL).logits[0], gap_BL[0])
-    prompt_BL = torch.tensor([rows[0][: len(rows[0]) // 2]])
-    generated = stock.generate(
-        prompt_BL,
-        attention_mask=torch.ones_like(prompt_BL),
-        do_sample=False,
-        use_cache=True,
-        min_new_tokens=NUM_NEW_TOKENS,
-        max_new_tokens=NUM_NEW_TOKENS,
-        pad_token_id=0,  # a batch of one is never padded
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    logits_BLV, gap_BL = ours(generated.sequences[:, :-1])
-    start = prompt_BL.shape[1] - 1
-    # A near-tie in the prompt counts at the first generated position, which sees all of it.
-    gap_BL[0, start] = gap_BL[0, : start + 1].min()
-    result.num_generated = result.add(
-        logits_BLV[0, start:], torch.cat(generated.logits), gap_BL[0, start:]
-    )
+    for tokens_L, theirs_LV in theirs:
+        logits_BLV, gap_BL = ours(tokens_L[None])
+        start = len(tokens_L) - len(theirs_LV)
+        # A near-tie before the compared positions counts at the first, which sees all of it.
+        gap_BL[0, start] = gap_BL[0, : start + 1].min()
+        count = result.add(logits_BLV[0, start:], theirs_LV, gap_BL[0, start:])
+        result.num_generated += count if start else 0
     if not result.max_difference <= MAX_LOGIT_DIFFERENCE:
         raise ValueError(
             f"logits of the exported weights differ from our model's by {result.max_difference:.3g}"
@@ -166,3 +154,29 @@ def compare_logits(
             f"{result.num_positions + result.num_left_out}. Use verify = keys."
         )
     return result
+
+
+@torch.no_grad()
+def _run_stock_model(
+    folder: Path, rows: Sequence[Sequence[int]], depth: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(tokens_L, logits_TV of the last T of them): all of each row; the tokens that the first half
+    of the first row makes it generate."""
+    model = load_stock_model(folder, depth)
+    for row in rows:
+        tokens_BL = torch.tensor([row])
+        yield tokens_BL[0], model(tokens_BL).logits[0]
+    prompt_BL = torch.tensor([rows[0][: len(rows[0]) // 2]])
+    generated = model.generate(
+        prompt_BL,
+        attention_mask=torch.ones_like(prompt_BL),
+        do_sample=False,
+        use_cache=True,
+        min_new_tokens=NUM_NEW_TOKENS,
+        max_new_tokens=NUM_NEW_TOKENS,
+        pad_token_id=0,  # a batch of one is never padded
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    # The logits of a generated token are those at the position before it.
+    yield generated.sequences[0, :-1], torch.cat(generated.logits)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -129,9 +130,9 @@ def compare(run: Path, folder: Path, depth: int = 3):
     spec = build_model(request.load_settings())
     checkpoint = find_checkpoint(run / "checkpoint", None)
     entries, _ = plan_export(checkpoint, spec, torch.bfloat16)
-    ours = Reference(build_float32_config(spec.model), checkpoint, entries, depth)
-    rows = torch.randint(0, 8192, (2, 64), generator=torch.Generator().manual_seed(0)).tolist()
-    return compare_logits(folder, ours, rows, depth)
+    build_ours = partial(Reference, build_float32_config(spec.model), checkpoint, entries, depth)
+    rows = torch.randint(0, 8192, (1, 64), generator=torch.Generator().manual_seed(0)).tolist()
+    return compare_logits(folder, build_ours, rows, depth)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -155,4 +156,4 @@ def test_a_tensor_that_transformers_misses_is_an_error(folders, runs, tmp_path, 
 
 def test_a_large_model_is_compared_at_truncated_depth(folders, runs):
     result = compare(runs["glm4_moe"], folders["glm4_moe"], depth=2)
-    assert result.num_positions > 100 and result.max_difference < 1e-4
+    assert result.num_positions > 60 and result.max_difference < 1e-4

@@ -1,7 +1,9 @@
 """What cannot be exported is refused in one line, and nothing is written or lost."""
 
 import copy
+import dataclasses
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -134,6 +136,16 @@ def edited(state: dict, **edits) -> dict:
 def test_a_checkpoint_that_does_not_fit_the_model_fails(capsys, run, saved, edits, message):
     save_checkpoint(run, edited(saved[1], **edits), step=4)
     assert message in refuse(capsys, run, code=1)
+
+
+def test_a_tensor_that_is_not_whole_fails(capsys, run):
+    """DCP would leave the missing part as memory happened to be."""
+    path = run / "checkpoint/step-3/.metadata"
+    metadata = pickle.loads(path.read_bytes())
+    entry = metadata.state_dict_metadata["norm.weight"]
+    entry.chunks[0] = dataclasses.replace(entry.chunks[0], sizes=torch.Size([63]))
+    path.write_bytes(pickle.dumps(metadata))
+    assert "parts of norm.weight are missing" in refuse(capsys, run, code=1)
 
 
 def test_a_full_disk_fails_and_leaves_nothing(capsys, run):
