@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from recipes.config import build_model
+from recipes.config import build_model, load_config
 from recipes.cpu import build_float32_config
 from recipes.export import ExportRequest
 from recipes.export_run import prepare_export
@@ -97,6 +97,13 @@ def test_weights_are_rounded_to_the_dtype_and_the_selection_bias_is_not(folders,
         assert torch.equal(
             weights["model.layers.1.mlp.experts.5.down_proj.weight"], down.bfloat16()
         )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_accepts_the_folder_to_continue_from(folders, name):
+    config, overrides, _ = MODELS[name]
+    path = f"--checkpoint.initial_load_path={folders[name]}"
+    load_config(config, [*overrides, path, "--checkpoint.initial_load_in_hf"])
 
 
 def test_the_tokenizer_gives_what_generate_takes(folders):

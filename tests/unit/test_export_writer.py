@@ -1,8 +1,6 @@
 """The written folder: real safetensors, complete or not there."""
 
-import fcntl
 import json
-import os
 import stat
 
 import pytest
@@ -115,14 +113,8 @@ def test_an_existing_output_is_refused_and_kept(tmp_path):
 
 
 def test_two_exports_to_one_output_exclude_each_other(tmp_path):
-    other = tmp_path / ".out.partial"
-    other.mkdir()
-    (other / "file").write_text("the other's")
-    handle = os.open(other, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
+    with staged_folder(tmp_path / "out") as first:
+        (first / "file").write_text("the first's")
         with pytest.raises(ValueError, match="another export"), staged_folder(tmp_path / "out"):
             pass
-    finally:
-        os.close(handle)
-    assert (other / "file").read_text() == "the other's"
+    assert (tmp_path / "out" / "file").read_text() == "the first's"
