@@ -96,6 +96,20 @@ class NITPTrainer(Trainer):
         parallelism = self.config.parallelism
         return inputs, labels, shard_pair_weight(model_inputs, self.parallel_dims, parallelism)
 
+    def state_dict(self) -> dict[str, Any]:
+        """TorchTitan's, but with the tokens of all ranks: another layout goes on from there."""
+        return {**super().state_dict(), "ntokens_seen": self.ntokens_seen * self._token_degree}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.ntokens_seen //= self._token_degree
+
+    @property
+    def _token_degree(self) -> int:
+        """Ranks that each count their own part of the tokens."""
+        dims = self.parallel_dims
+        return dims.dp_replicate * dims.dp_shard * dims.cp
+
     @property
     def _batch_degree(self) -> int:
         dims = self.parallel_dims

@@ -65,14 +65,33 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> NITPTrainer.
     Raises ValueError, one line, for a user's mistake. Without an accelerator the result runs on
     CPU; import this module before anything of torchtitan there.
     """
+    return build_config(load_settings(path, overrides))
+
+
+def load_settings(path: str | None, overrides: Sequence[str] = ()) -> Settings:
+    """Resolved and checked settings. Raises ValueError, one line, for a user's mistake."""
     settings = resolve_settings(path, overrides)
     check_settings(settings)
     check_files(settings)
-    return build_config(settings)
+    return settings
 
 
 def build_config(settings: Settings) -> NITPTrainer.Config:
     """The trainer configuration of checked settings. Raises ValueError."""
+    config = with_nitp(build_torchtitan_config(settings), build_nitp(settings))
+    check_composition(config)
+    if settings.values["model"]["name"] == "nitp" and config.checkpoint.initial_load_in_hf:
+        _check_initial_load(config)
+    return on_platform(config)
+
+
+def on_platform(config: Any) -> Any:
+    """The Trainer.Config as this machine can run it."""
+    return cpu.adapt(config) if ON_CPU else config
+
+
+def build_torchtitan_config(settings: Settings) -> Trainer.Config:
+    """TorchTitan's own configuration of checked settings, without NITP. Raises ValueError."""
     values = settings.values
     if values["float8"]["enable"]:
         raise ValueError("float8.enable (true) is not implemented. Set it to false.")
@@ -82,7 +101,7 @@ def build_config(settings: Settings) -> NITPTrainer.Config:
     if os.path.isdir(tokenizer_path):  # a dry run may be where the tokenizer is not
         _check_vocabulary(tokenizer_path, spec.model.vocab_size)
     try:
-        config = Trainer.Config(
+        return Trainer.Config(
             model_spec=spec,
             dump_folder=values["job"]["dump_folder"],
             hf_assets_path=tokenizer_path,
@@ -110,11 +129,6 @@ def build_config(settings: Settings) -> NITPTrainer.Config:
         )
     except AssertionError as error:  # TorchTitan's way to refuse some values
         raise ValueError(str(error)) from error
-    nitp_config = with_nitp(config, build_nitp(settings))
-    check_composition(nitp_config)
-    if values["model"]["name"] == "nitp" and config.checkpoint.initial_load_in_hf:
-        _check_initial_load(config)
-    return cpu.adapt(nitp_config) if ON_CPU else nitp_config
 
 
 def check_ranks(config: NITPTrainer.Config, num_ranks: int) -> None:

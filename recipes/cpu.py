@@ -68,12 +68,14 @@ def adapt(config: Any) -> Any:
             "training.enable_cpu_offload (true) has no meaning on CPU, where everything is. "
             "Set it to false."
         )
+    from torch.distributed.tensor.experimental._context_parallel import _attention as cp_attention
     from torch.nn.attention.flex_attention import create_block_mask
     from torchtitan.models.common import attention
     from torchtitan.protocols.module import Module
     from torchtitan.tools import utils
 
     attention._compiled_create_block_mask = create_block_mask
+    cp_attention._compiled_create_block_mask = create_block_mask  # type: ignore[assignment]
     # No peak FLOPS is known for a CPU: the utilisation is not a number, rather than a wrong one.
     utils.get_peak_flops = lambda device_name: float("nan")
 

@@ -4,12 +4,13 @@ Reads each run directory's TensorBoard curves and writes DIR/comparison.md, whic
 """
 
 import argparse
-import platform
 import statistics
 import sys
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from recipes.machine import describe_machine
 
 NTP, NITP = "loss_metrics/ntp_loss", "loss_metrics/nitp_loss"
 STEP_TIME, VALIDATION = "time_metrics/end_to_end(s)", "validation_metrics/loss"
@@ -59,7 +60,7 @@ def compare(runs: dict[str, dict[str, Curve]], num_rows: int = 12) -> str:
             # The first logged step also starts up.
             f"| {statistics.median(list(curves[STEP_TIME].values())[1:]):.3f} |"
         )
-    return "\n".join([*lines, "", f"Machine: {_describe_machine()}.", ""])
+    return "\n".join([*lines, "", f"Machine: {describe_machine()}.", ""])
 
 
 def _phases(nitp: Curve | None) -> str:
@@ -74,15 +75,6 @@ def _phases(nitp: Curve | None) -> str:
     hump = max((s for s in steps if s >= fallen), key=nitp.__getitem__)
     least = min((s for s in steps if s <= hump), key=nitp.__getitem__)
     return f"{nitp[least]:.3f} at step {least}, {nitp[hump]:.3f} at step {hump}"
-
-
-def _describe_machine() -> str:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = f"{len(names)} x {names[0].partition(': ')[2]}" if names else model
-    return f"{model}, Python {platform.python_version()}"
 
 
 def main() -> int:

@@ -5,11 +5,13 @@ stock Hugging Face architectures: Llama (no q/k norm), Qwen3 (q/k norm), Glm4Moe
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn as nn
 from torchtitan.components.optimizer import register_moe_load_balancing_hook
+from torchtitan.distributed import ParallelDims
 from torchtitan.distributed.pipeline_parallel import pipeline_llm
 from torchtitan.models.common import CosSinRoPE, Embedding, Linear
 from torchtitan.models.common.config_utils import (
@@ -32,6 +34,24 @@ from nitp.export.mapping import DecoderStateDictAdapter
 from recipes.models.shapes import DecoderShape
 
 
+class TyingQwen3Model(Qwen3Model):
+    """Qwen3Model whose tied weights stay tied.
+
+    `parallelize` gives every module its own sharded parameter. TorchTitan ties them again only
+    after FSDP2 has taken both for its own; where ranks do not divide the vocabulary evenly, one of
+    the copies then keeps its first values for the rest of the run, and nothing says so.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Qwen3Model.Config):
+        pass
+
+    def parallelize(self, parallel_dims: ParallelDims) -> None:
+        super().parallelize(parallel_dims)
+        if self.enable_weight_tying:
+            self.tok_embeddings.weight = self.lm_head.weight
+
+
 def build_model_spec(shape: DecoderShape, flavor: str) -> ModelSpec:
     """TorchTitan's model specification of `shape`; `flavor` only names it in logs."""
     return ModelSpec(
@@ -45,11 +65,11 @@ def build_model_spec(shape: DecoderShape, flavor: str) -> ModelSpec:
     )
 
 
-def build_model_config(shape: DecoderShape) -> Qwen3Model.Config:
+def build_model_config(shape: DecoderShape) -> TyingQwen3Model.Config:
     """Every weight has a truncated-normal initial value of `init_std`; the projections that write
     to the residual stream have it divided by sqrt(2 * num_layers)."""
     embedding_init = skip_param_init if shape.tie_embeddings else _normal(shape.init_std)
-    return Qwen3Model.Config(
+    return TyingQwen3Model.Config(
         vocab_size=shape.vocab_size,
         dim=shape.dim,
         enable_weight_tying=shape.tie_embeddings,

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.export import main
+from recipes.parity.world import Case, run_world
 from recipes.settings import resolve_settings, save_settings
-from tests.distributed.world import Case, run_world
 from tests.integration.hf_folders import RUNS, save_hf_folder
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ import torch
 
 from nitp.config import NITPConfig
 from recipes.models.shapes import DecoderShape
+from recipes.parity.world import Case, Result, relative_difference, run_world
 from tests import reference
-from tests.distributed.world import Case, Result, relative_difference, run_world
 
 DENSE = DecoderShape(
     vocab_size=8192, dim=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, ffn_dim=48

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recipes.data.tokenizer import save_bpe_tokenizer
-from tests.distributed.world import Case, Result, run_world
+from recipes.parity.world import Case, Result, run_world
 
 MODELS = {
     "llama3": ("llama3", "debugmodel"),

@@ -1,0 +1,236 @@
+"""The cells of the parity matrix: name -> technique, ranks and how near it must come. No torch.
+
+A cell trains the standard problem (problem.py), and what it adds to it, under its layout; its
+reference trains the same as one process, or as TorchTitan does without NITP.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Literal, NamedTuple
+
+from recipes.parity.problem import MODELS
+from recipes.parity.world import Device, Layout
+
+
+class Tolerance(NamedTuple):
+    """Largest relative error that is still parity, and why it is not zero."""
+
+    loss: float
+    """Of losses and logged metrics."""
+
+    tensor: float
+    """Of each gradient, parameter and optimizer state: norm of the difference over norm."""
+
+    reason: str
+
+
+FLOAT32 = Tolerance(5e-6, 5e-6, "float32 sums in another order, over three optimizer steps")
+EXACT = Tolerance(0.0, 0.0, "the same operations in the same order")
+CUDA = {
+    "dense": Tolerance(
+        1e-4,
+        1e-4,
+        "float32 with TF32 off, but kernels chosen by shape and atomic sums: the order differs "
+        "within an operation too",
+    ),
+    "moe": Tolerance(
+        1e-3,
+        2e-2,
+        "TorchTitan's experts compute in bfloat16: a rounding is 2^-8, and what is rounded depends "
+        "on which tokens share an expert's batch",
+    ),
+}
+"""At least this on CUDA, by model. Not measured yet."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One technique or combination."""
+
+    ranks: int
+    overrides: Sequence[str] = ()
+    """How it is computed: parallelisms and memory techniques."""
+
+    problem: Sequence[str] = ()
+    """What is computed beyond the standard problem; the reference computes it too."""
+
+    models: Sequence[str] = tuple(MODELS)
+    tolerance: Tolerance = FLOAT32
+    num_steps: int = 3
+    validate: bool = True
+    """Whether to compare the validation losses after the last step too."""
+
+    then: Sequence[Layout] = ()
+    """Layouts that go on from the checkpoint of the one before, for equal shares of the steps."""
+
+    against: Literal["one process", "torchtitan"] = "one process"
+    """The reference: one process, or TorchTitan's plain recipe under the same layout."""
+
+    not_on_cpu: str = ""
+    """Why the cell cannot run there, if so."""
+
+    slow: bool = False
+    """Not in the default test suite."""
+
+    @property
+    def legs(self) -> list[Layout]:
+        return [(self.ranks, self.overrides), *self.then]
+
+    @property
+    def max_ranks(self) -> int:
+        return max(ranks for ranks, _ in self.legs)
+
+    def tolerance_on(self, device: Device, model: str) -> Tolerance:
+        if device == "cpu" or self.tolerance == EXACT:
+            return self.tolerance
+        return max(self.tolerance, CUDA[model])
+
+
+BATCH = "--training.local_batch_size={}"
+HSDP = "--parallelism.data_parallel_replicate_degree={}"
+TP, CP = "--parallelism.tensor_parallel_degree={}", "--parallelism.context_parallel_degree={}"
+NO_SP = "--parallelism.enable_sequence_parallel=false"
+IN_ORDER = "--parallelism.context_parallel_load_balancer=none"
+RESHARD = "--parallelism.fsdp_reshard_after_forward={}"
+RECOMPUTE = "--activation_checkpoint.mode={}"
+PP = "--parallelism.pipeline_parallel_degree={}"
+SCHEDULE = "--parallelism.pipeline_parallel_schedule={}"
+# The standard target, k = 1, is on a stage between the first and the last one.
+ON_FIRST_STAGE, ON_LAST_STAGE = "--nitp.target_layer=0", "--nitp.target_layer=3"
+NO_VALIDATION = "--validation.enable=false"  # PyTorch cannot run ZBVZeroBubble forward only
+LONG = "--training.seq_len=512"  # CP needs blocks of 128 tokens on each rank
+# The embedding's rows fall into uneven shards on two FSDP2 ranks, each half of 518 as well.
+TIED = ["--model.tie_embeddings", "--model.vocab_size=515"]
+TIED_HALVES = ["--model.tie_embeddings", "--model.vocab_size=518"]
+
+ONE: Layout = (1, [])
+FSDP_2: Layout = (2, [])
+HSDP_2X2: Layout = (4, [HSDP.format(2)])
+TP_2: Layout = (2, [TP.format(2), BATCH.format(4)])
+CP_2: Layout = (2, [CP.format(2), BATCH.format(4)])
+PP_2: Layout = (2, [PP.format(2), SCHEDULE.format("1F1B"), BATCH.format(4)])
+PP_2_INTERLEAVED: Layout = (
+    2,
+    [PP.format(2), SCHEDULE.format("Interleaved1F1B"), BATCH.format(4)],
+)
+PP_2_ZBV: Layout = (
+    2,
+    [PP.format(2), SCHEDULE.format("ZBVZeroBubble"), BATCH.format(4), NO_VALIDATION],
+)
+TP_2_CP_2: Layout = (4, [TP.format(2), CP.format(2), BATCH.format(4)])
+DENSE = ["dense"]
+
+DATA_PARALLEL = {
+    "fsdp_2": Cell(*FSDP_2),
+    "fsdp_4": Cell(4, slow=True),
+    "hsdp_2x2": Cell(*HSDP_2X2),
+    "reshard_always": Cell(2, [RESHARD.format("always")], slow=True),
+    "reshard_never": Cell(2, [RESHARD.format("never")], slow=True),
+    "cpu_offload": Cell(
+        2, ["--training.enable_cpu_offload"], not_on_cpu="everything is there already"
+    ),
+    "cuda_graphs": Cell(
+        2,
+        ["--training.disable_cuda_graphs=false"],
+        models=DENSE,
+        not_on_cpu="they need a CUDA device",
+    ),
+    "tied_embeddings": Cell(*FSDP_2, problem=TIED, models=DENSE),
+    "no_stop_gradient": Cell(*FSDP_2, problem=["--nitp.stop_gradient=false"], models=DENSE),
+    "token_cosine": Cell(*FSDP_2, problem=["--nitp.loss=token_cosine"], models=DENSE),
+    "pre_norm": Cell(*FSDP_2, problem=["--nitp.hidden=pre_norm"], models=DENSE),
+}
+MODEL_PARALLEL = {
+    "tp_2_sequence_parallel": Cell(*TP_2),
+    "tp_2": Cell(2, [TP.format(2), NO_SP], slow=True),
+    "tp_2_tied_embeddings": Cell(*TP_2, problem=TIED_HALVES, models=DENSE),
+    "cp_2_headtail": Cell(*CP_2),
+    "cp_2_in_order": Cell(2, [CP.format(2), IN_ORDER]),
+    "cp_4_headtail": Cell(4, [CP.format(4), BATCH.format(4)], problem=[LONG], slow=True),
+    "fsdp_2_tp_2": Cell(4, [TP.format(2), BATCH.format(2)], slow=True),
+    "fsdp_2_tp_2_tied_embeddings": Cell(
+        4, [TP.format(2), BATCH.format(2)], problem=TIED_HALVES, models=DENSE, slow=True
+    ),
+    "fsdp_2_cp_2": Cell(4, [CP.format(2), BATCH.format(2)], slow=True),
+    "cp_2_tied_embeddings": Cell(*CP_2, problem=TIED, models=DENSE, slow=True),
+    "tp_2_cp_2": Cell(*TP_2_CP_2, slow=True),
+    "fsdp_2_tp_2_cp_2": Cell(8, [TP.format(2), CP.format(2), BATCH.format(2)], slow=True),
+}
+PIPELINE = {
+    "pp_2_1f1b": Cell(*PP_2),
+    "pp_2_interleaved": Cell(*PP_2_INTERLEAVED, slow=True),
+    "pp_2_interleaved_target_first": Cell(*PP_2_INTERLEAVED, problem=[ON_FIRST_STAGE], slow=True),
+    "pp_2_interleaved_target_last": Cell(*PP_2_INTERLEAVED, problem=[ON_LAST_STAGE], slow=True),
+    "pp_2_zbv": Cell(*PP_2_ZBV, validate=False),
+    "pp_2_zbv_target_first": Cell(*PP_2_ZBV, problem=[ON_FIRST_STAGE], validate=False, slow=True),
+    "pp_2_zbv_target_last": Cell(*PP_2_ZBV, problem=[ON_LAST_STAGE], validate=False, slow=True),
+    "pp_2_pre_norm": Cell(*PP_2, problem=["--nitp.hidden=pre_norm"], models=DENSE, slow=True),
+    "pp_4_1f1b": Cell(
+        4,
+        [PP.format(4), SCHEDULE.format("1F1B"), BATCH.format(4)],
+        problem=["--model.num_layers=4"],
+        slow=True,
+    ),
+    "pp_2_full_recomputation": Cell(2, [*PP_2_INTERLEAVED[1], RECOMPUTE.format("full")], slow=True),
+    "fsdp_2_pp_2_1f1b": Cell(4, PP_2[1], slow=True),
+    "fsdp_2_pp_2_zbv": Cell(4, PP_2_ZBV[1], validate=False, slow=True),
+    "hsdp_2x2_pp_2": Cell(8, [*PP_2[1], HSDP.format(2), BATCH.format(2)], slow=True),
+    "tp_2_pp_2": Cell(4, [*PP_2[1], TP.format(2)], slow=True),
+    "tp_2_pp_2_zbv": Cell(4, [*PP_2_ZBV[1], TP.format(2)], validate=False, slow=True),
+    "cp_2_pp_2": Cell(4, [*PP_2_INTERLEAVED[1], CP.format(2)], slow=True),
+    "tp_2_cp_2_pp_2": Cell(8, [*PP_2[1], TP.format(2), CP.format(2)], slow=True),
+}
+RECOMPUTATION = {
+    "full_recomputation": Cell(2, [RECOMPUTE.format("full")], slow=True),
+    "selective_recomputation": Cell(2, [RECOMPUTE.format("selective")], slow=True),
+    "tp_2_cp_2_full_recomputation": Cell(4, [*TP_2_CP_2[1], RECOMPUTE.format("full")], slow=True),
+}
+CHECKPOINTS = {
+    "1_then_fsdp_2_then_tp_2": Cell(*ONE, then=[FSDP_2, TP_2]),
+    "tp_2_then_cp_2_then_1": Cell(*TP_2, then=[CP_2, ONE], slow=True),
+    "1_then_pp_2_then_fsdp_2": Cell(*ONE, then=[PP_2, FSDP_2], slow=True),
+    "pp_2_zbv_then_tp_2_then_pp_2_interleaved": Cell(
+        *PP_2_ZBV, then=[TP_2, PP_2_INTERLEAVED], slow=True
+    ),
+    "fsdp_4_then_tp_2_cp_2_then_hsdp_2x2": Cell(4, then=[TP_2_CP_2, HSDP_2X2], slow=True),
+}
+BASELINES = {
+    f"{baseline}_{name}": Cell(
+        *layout, problem=[problem], tolerance=EXACT, against="torchtitan", slow=layout != ONE
+    )
+    for baseline, problem in (("weight_0", "--nitp.weight=0"), ("off", "--nitp.enable=false"))
+    for name, layout in (
+        ("1", ONE),
+        ("fsdp_2", FSDP_2),
+        ("tp_2", TP_2),
+        ("cp_2", CP_2),
+        ("pp_2", PP_2),
+    )
+}
+CELLS = DATA_PARALLEL | MODEL_PARALLEL | PIPELINE | RECOMPUTATION | CHECKPOINTS | BASELINES
+
+
+class Selected(NamedTuple):
+    """A cell for one model, and why it is not run, if so."""
+
+    name: str
+    model: str
+    cell: Cell
+    not_run: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.model}-{self.name}"
+
+
+def select_cells(device: Device, max_ranks: int, pattern: str = "*") -> Iterator[Selected]:
+    """Every cell whose name, or `model-name`, fits the shell pattern, for each of its models."""
+    for name, cell in CELLS.items():
+        for model in cell.models:
+            if not (fnmatch(name, pattern) or fnmatch(f"{model}-{name}", pattern)):
+                continue
+            not_run = cell.not_on_cpu if device == "cpu" else ""
+            if not not_run and cell.max_ranks > max_ranks:
+                not_run = f"needs {cell.max_ranks} ranks; at most {max_ranks} here"
+            yield Selected(name, model, cell, not_run)

@@ -1,0 +1,102 @@
+"""The parity matrix as Markdown, line by line as cells are done."""
+
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+
+import torch
+
+from recipes.machine import describe_machine
+from recipes.parity.cells import Selected
+from recipes.parity.compare import Error
+from recipes.parity.matrix import Outcome, compare_cells
+from recipes.parity.world import Device
+
+COLUMNS = (
+    "technique", "model", "ranks", "loss", "other metrics", "validation", "gradient", "of",
+    "state", "tolerance", "result",
+)  # fmt: skip
+LEGEND = """\
+Largest relative error against one process (for the baselines: against TorchTitan without NITP in
+the same layout). Loss: total, NTP and NITP over three steps; other metrics: every logged mean;
+gradient: norm of the difference over norm, of the parameter where it is largest, at step 1; state:
+the same of parameters, buffers and optimizer state at the end. Global batch 8, packed documents of
+uneven length, masked labels, gradient accumulation of at least 2, float32.
+"""
+
+
+def format_report(
+    selected: Sequence[Selected], device: Device, command: str, outcomes: list[Outcome]
+) -> Iterator[str]:
+    """Run the cells and yield the report's lines; the outcomes are added to `outcomes`."""
+    started = time.perf_counter()
+    yield "# Parity matrix\n"
+    yield f"    {command}\n"
+    yield f"{_describe_platform(device)}.\n"
+    yield LEGEND
+    yield f"| {' | '.join(COLUMNS)} |"
+    yield "|---" * len(COLUMNS) + "|"
+    for outcome in compare_cells(selected, device):
+        outcomes.append(outcome)
+        yield _format_row(outcome)
+    yield ""
+    yield from _format_notes(outcomes)
+    passed = sum(outcome.has_passed for outcome in outcomes)
+    failed = sum(bool(outcome.failure) for outcome in outcomes)
+    minutes = (time.perf_counter() - started) / 60
+    yield (
+        f"{passed} passed, {failed} failed, {len(outcomes) - passed - failed} not run, "
+        f"in {minutes:.1f} minutes."
+    )
+
+
+def _describe_platform(device: Device) -> str:
+    parts = [describe_machine()]
+    if device == "cuda":
+        parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
+    parts += [f"{name} {version(name)}" for name in ("torch", "torchtitan")]
+    return ", ".join([*parts, platform.system()])
+
+
+def _format_row(outcome: Outcome) -> str:
+    name, model, cell, not_run = outcome.selected
+    comparison, tolerance = outcome.comparison, outcome.tolerance
+    errors = ["-"] * 6
+    if comparison is not None:
+        gradient = comparison.gradient
+        errors = [
+            *map(_format_error, (comparison.loss, comparison.metric, comparison.validation)),
+            _format_error(gradient),
+            "-" if gradient is None or gradient.value == 0.0 else gradient.where,
+            _format_error(comparison.state),
+        ]
+    limits = sorted({tolerance.loss, tolerance.tensor})
+    if not_run:
+        verdict = f"not run: {not_run}"
+    else:
+        verdict = f"**FAIL** {outcome.failure}" if outcome.failure else "pass"
+    ranks = ", ".join(str(num_ranks) for num_ranks, _ in cell.legs)
+    cells = [name, model, ranks, *errors, ", ".join(f"{x:g}" for x in limits), verdict]
+    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in cells)} |"
+
+
+def _format_error(error: Error | None) -> str:
+    return "-" if error is None else f"{error.value:.1e}" if error.value else "0"
+
+
+def _format_notes(outcomes: list[Outcome]) -> Iterator[str]:
+    for loss, tensor, reason in sorted({outcome.tolerance for outcome in outcomes}):
+        yield f"Tolerance {loss:g} of losses and metrics, {tensor:g} of tensors: {reason}.\n"
+    margins = [
+        min(findings)
+        for outcome in outcomes
+        if outcome.reference is not None
+        for findings in outcome.reference.probes
+        if findings
+    ]
+    if margins:
+        yield (
+            f"Smallest gap between the scores of a chosen and a rejected expert: {min(margins):.1e}"
+            ". Smaller differences route no token elsewhere.\n"
+        )

@@ -1,0 +1,61 @@
+"""Print the parity matrix: python scripts/parity.py [--device cuda] [--output FILE.md]
+
+Trains every cell (a technique, dense and MoE) and its reference, and prints their largest relative
+differences as Markdown, each line as soon as it is known. Exit code 0: all that ran has passed; 1:
+a cell failed; 2: bad usage.
+"""
+
+import argparse
+import shlex
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from recipes.parity.cells import select_cells
+from recipes.parity.matrix import Outcome
+from recipes.parity.report import format_report
+
+MAX_CPU_RANKS = 8
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--only", default="*", metavar="PATTERN", help="cells to run, such as 'tp_*' or 'moe-*'"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE.md", help="where to write it as well")
+    parser.add_argument(
+        "--max-ranks",
+        type=int,
+        metavar="N",
+        help=f"list larger cells as not run; default: the number of GPUs, on CPU {MAX_CPU_RANKS}",
+    )
+    arguments = parser.parse_args()
+    num_devices = MAX_CPU_RANKS if arguments.device == "cpu" else torch.cuda.device_count()
+    if num_devices == 0:
+        return _report("--device cuda: this machine has no CUDA device. Use --device cpu.")
+    max_ranks = num_devices if arguments.max_ranks is None else arguments.max_ranks
+    if arguments.device == "cuda":
+        max_ranks = min(max_ranks, num_devices)
+    selected = list(select_cells(arguments.device, max_ranks, arguments.only))
+    if not selected:
+        return _report(f"--only {arguments.only} fits no cell. Try 'fsdp_*', 'moe-*' or '*'.")
+    command = shlex.join(["python", "scripts/parity.py", *sys.argv[1:]])
+    outcomes: list[Outcome] = []
+    with arguments.output.open("w") if arguments.output else nullcontext() as file:
+        for line in format_report(selected, arguments.device, command, outcomes):
+            for stream in (sys.stdout, file) if file else (sys.stdout,):
+                print(line, file=stream, flush=True)
+    return 1 if any(outcome.failure for outcome in outcomes) else 0
+
+
+def _report(mistake: str) -> int:
+    print(f"error: {mistake}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

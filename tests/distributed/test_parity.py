@@ -1,0 +1,91 @@
+"""The parity matrix, and what it stands on. `python scripts/parity.py` prints its figures."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from recipes.parity.cells import select_cells
+from recipes.parity.matrix import Outcome, compare_cells
+from recipes.parity.world import Case, Failure, Result, run_cases
+
+ENTRIES = {entry.id: entry for entry in select_cells("cpu", max_ranks=8) if not entry.not_run}
+DEBUG = "train_configs/debug.toml"
+TINY = [
+    "--model.num_layers=1", "--model.dim=32", "--nitp.target_layer=1", "--training.seq_len=64",
+    "--training.local_batch_size=1", "--training.global_batch_size=2",
+    "--validation.enable=false",
+]  # fmt: skip
+
+
+def over_cells(*ids: str) -> pytest.MarkDecorator:
+    """Parametrise a test over these cells, or all of them."""
+    return pytest.mark.parametrize(
+        "cell",
+        [
+            pytest.param(name, marks=[pytest.mark.slow] if ENTRIES[name].cell.slow else [])
+            for name in ids or ENTRIES
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def outcomes(request: pytest.FixtureRequest) -> dict[str, Outcome]:
+    """Of the cells that this session's tests ask for, by id."""
+    items = [item for item in request.session.items if item.path == request.path]
+    wanted = {item.callspec.params.get("cell") for item in items if hasattr(item, "callspec")}
+    selected = [entry for name, entry in ENTRIES.items() if name in wanted]
+    return {outcome.selected.id: outcome for outcome in compare_cells(selected)}
+
+
+@over_cells()
+def test_a_technique_changes_nothing(outcomes, cell):
+    assert outcomes[cell].has_passed, outcomes[cell].failure
+    assert outcomes[cell].result.num_accumulated >= 2
+
+
+@over_cells("dense-fsdp_2", "moe-hsdp_2x2", "dense-tp_2_sequence_parallel", "moe-cp_2_headtail")
+def test_initial_values_do_not_depend_on_the_layout(outcomes, cell):
+    drawn, whole = outcomes[cell].result.initial, outcomes[cell].reference.initial
+    assert drawn.keys() == whole.keys()
+    for name, value in whole.items():
+        assert torch.equal(drawn[name], value), name
+
+
+@over_cells("dense-fsdp_2", "moe-fsdp_2")
+def test_the_logged_losses_and_cosine_fit_together(outcomes, cell):
+    """1e-6: one float32 addition."""
+    for metrics in outcomes[cell].result.metrics:
+        ntp, nitp = metrics["loss_metrics/ntp_loss"], metrics["loss_metrics/nitp_loss"]
+        total = ntp + metrics["nitp/weight"] * nitp
+        assert metrics["loss_metrics/global_avg_loss"] == pytest.approx(total, rel=1e-6)
+        assert metrics["nitp/cosine"] == pytest.approx(1 - nitp, abs=1e-6)
+
+
+@contextmanager
+def hang_on_rank_1(trainer) -> Iterator[None]:
+    if torch.distributed.get_rank() == 1:
+        time.sleep(600)
+    yield
+
+
+@contextmanager
+def fail_on_rank_1(trainer) -> Iterator[None]:
+    if torch.distributed.get_rank() == 1:
+        raise ValueError("two\nlines")
+    yield
+
+
+def test_a_rank_that_fails_or_hangs_is_named_and_does_not_stop_the_other_cases():
+    """15 s: a world that works ends within 4."""
+    probes = {name: f"{__name__}:{name}_on_rank_1" for name in ("fail", "hang")}
+    cases = [Case(name, DEBUG, TINY, 1, legs=[(2, [])], probe=p) for name, p in probes.items()]
+    cases.append(Case("works", DEBUG, TINY, 1, legs=[(2, [])]))
+    results = {case.name: result for case, result in run_cases(cases, timeout_s=15)}
+    assert isinstance(results["works"], Result)
+    assert isinstance(results["fail"], Failure) and isinstance(results["hang"], Failure)
+    assert str(results["fail"]) == "rank 1 of 2: ValueError: two lines"
+    assert "fail_on_rank_1" in results["fail"].log
+    assert str(results["hang"]) == "rank 0 of 2: no end within 15 s"
