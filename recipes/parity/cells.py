@@ -1,4 +1,4 @@
-"""The cells of the parity matrix: name -> technique, ranks and how near it must come. No torch.
+"""The cells of the parity matrix: name -> technique, ranks and how near it must come.
 
 A cell trains the standard problem (problem.py), and what it adds to it, under its layout; its
 reference trains the same as one process, or as TorchTitan does without NITP.
@@ -82,9 +82,9 @@ class Cell:
         return max(ranks for ranks, _ in self.legs)
 
     def tolerance_on(self, device: Device, model: str) -> Tolerance:
-        if device == "cpu" or self.tolerance == EXACT:
-            return self.tolerance
-        return max(self.tolerance, CUDA[model])
+        """The cell's own, or CUDA's where that is wider. Exact cells are exact everywhere."""
+        keeps_own = self.tolerance == EXACT or self.tolerance.loss > CUDA[model].loss
+        return self.tolerance if device == "cpu" or keeps_own else CUDA[model]
 
 
 BATCH = "--training.local_batch_size={}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.tensor.experimental._context_parallel import _attention as cp_attention
 from torchtitan.components import loss, metrics, validate
 from torchtitan.distributed import full_dtensor
 from torchtitan.models.common import attention, decoder, decoder_sharding, moe
@@ -90,6 +91,8 @@ def test_sharding_helpers_keep_their_signatures():
 def test_the_cpu_platform_finds_what_it_replaces():
     assert callable(torch._utils._get_available_device_type)
     assert attention._compiled_create_block_mask is not None
+    source = inspect.getsource(cp_attention._create_cp_block_mask)
+    assert "if _compiled_create_block_mask is None" in source, "it may be given beforehand"
     assert parameters(utils.get_peak_flops) == ["device_name"]
     assert parameters(moe.GroupedExperts.forward) == ["self", "x_RD", "num_tokens_per_expert_E"]
     assert parameters(attention.FlexAttention.forward) == [

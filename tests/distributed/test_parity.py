@@ -78,14 +78,20 @@ def fail_on_rank_1(trainer) -> Iterator[None]:
     yield
 
 
-def test_a_rank_that_fails_or_hangs_is_named_and_does_not_stop_the_other_cases():
-    """15 s: a world that works ends within 4."""
-    probes = {name: f"{__name__}:{name}_on_rank_1" for name in ("fail", "hang")}
-    cases = [Case(name, DEBUG, TINY, 1, legs=[(2, [])], probe=p) for name, p in probes.items()]
-    cases.append(Case("works", DEBUG, TINY, 1, legs=[(2, [])]))
-    results = {case.name: result for case, result in run_cases(cases, timeout_s=15)}
-    assert isinstance(results["works"], Result)
-    assert isinstance(results["fail"], Failure) and isinstance(results["hang"], Failure)
-    assert str(results["fail"]) == "rank 1 of 2: ValueError: two lines"
-    assert "fail_on_rank_1" in results["fail"].log
-    assert str(results["hang"]) == "rank 0 of 2: no end within 15 s"
+def two_ranks(name: str, probe: str | None = None) -> Case:
+    path = f"{__name__}:{probe}" if probe else None
+    return Case(name, DEBUG, TINY, num_steps=1, legs=[(2, [])], probe=path)
+
+
+def test_a_rank_that_fails_is_named_and_does_not_stop_the_next_case():
+    cases = [two_ranks("fails", "fail_on_rank_1"), two_ranks("works")]
+    (_, failure), (_, result) = run_cases(cases)
+    assert isinstance(failure, Failure) and isinstance(result, Result)
+    assert str(failure) == "rank 1 of 2: ValueError: two lines"
+    assert "fail_on_rank_1" in failure.log
+
+
+@pytest.mark.slow
+def test_ranks_that_hang_are_ended():
+    ((_, failure),) = run_cases([two_ranks("hangs", "hang_on_rank_1")], timeout_s=20)
+    assert str(failure) == "rank 0 of 2: no end within 20 s"
