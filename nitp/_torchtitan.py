@@ -6,10 +6,12 @@ and not in a training run.
 
 import spmd_types as spmd
 
+# FlexAttention's masks are built, and sharded by context parallelism, in blocks of so many tokens.
+from torch.nn.attention.flex_attention import _DEFAULT_SPARSE_BLOCK_SIZE as ATTENTION_BLOCK_SIZE
+
 # Buffer of per-chunk gradients that ends as one gradient of the whole sequence.
 from torchtitan.components.loss import GradAccumulator
 
-# Shards a tensor's sequence as context parallelism shards the model's inputs.
 # Shards a tensor's sequence as context parallelism shards the model's inputs.
 from torchtitan.distributed.context_parallel.api import cp_shard
 
@@ -21,7 +23,13 @@ from torchtitan.distributed.full_dtensor import resolve_fsdp_mesh
 from torchtitan.models.common.decoder_sharding import dense_param_placement
 from torchtitan.protocols.sharding import SpmdLayout
 
-__all__ = ["GradAccumulator", "cp_shard", "replicated_weight_sharding", "resolve_fsdp_mesh"]
+__all__ = [
+    "ATTENTION_BLOCK_SIZE",
+    "GradAccumulator",
+    "cp_shard",
+    "replicated_weight_sharding",
+    "resolve_fsdp_mesh",
+]
 
 
 def replicated_weight_sharding() -> SpmdLayout:

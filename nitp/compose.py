@@ -2,23 +2,20 @@
 
 from typing import TYPE_CHECKING
 
+from nitp.degrees import check_degrees
+
 if TYPE_CHECKING:
     from nitp.trainer import NITPTrainer
 
 
 def check_composition(config: "NITPTrainer.Config") -> None:
-    """Raise ValueError naming the option of `config` that NITP does not run with."""
+    """Raise ValueError naming the option of `config` that TorchTitan or NITP does not run with."""
+    check_degrees(config)
     if not config.nitp.is_active:
         return
     parallelism = config.parallelism
     tp, cp = parallelism.tensor_parallel_degree, parallelism.context_parallel_degree
     pp = parallelism.pipeline_parallel_degree
-    if parallelism.expert_parallel_degree > 1:
-        raise ValueError(
-            f"parallelism.expert_parallel_degree ({parallelism.expert_parallel_degree}) must be 1: "
-            "NITP with expert parallelism is not implemented. Set it to 1, or set nitp.enable = "
-            "false."
-        )
     if parallelism.spmd_backend != "spmd_types":
         raise ValueError(
             f'parallelism.spmd_backend ("{parallelism.spmd_backend}") must be "spmd_types", '

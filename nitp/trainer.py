@@ -5,11 +5,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torchtitan.distributed import ParallelDims
 from torchtitan.distributed.utils import dist_sum_tensor
 from torchtitan.trainer import Trainer
 
 from nitp.compose import check_composition
 from nitp.config import NITPConfig
+from nitp.degrees import check_expert_ranks
 from nitp.loss import NITPLoss
 from nitp.metrics import NITPMetricsProcessor, StepContext
 from nitp.pairs import PAIR_WEIGHT, pair_mask, shard_pair_weight
@@ -53,6 +55,11 @@ class NITPTrainer(Trainer):
             max_norm=config.training.max_norm,
             has_loss=not self.parallel_dims.pp_enabled or self.pp_has_last_stage,
         )
+
+    def init_distributed(self) -> ParallelDims:
+        dims = super().init_distributed()
+        check_expert_ranks(dims)
+        return dims
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
         if not isinstance(self.loss_fn, NITPLoss):

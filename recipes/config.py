@@ -1,6 +1,7 @@
 """Settings -> TorchTitan's own typed configuration. The one place where a run is put together."""
 
 import importlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,7 @@ from torchtitan.trainer import Trainer  # noqa: E402
 from nitp import with_nitp  # noqa: E402
 from nitp.checkpoint import NITPCheckpointManager  # noqa: E402
 from nitp.compose import check_composition  # noqa: E402
+from nitp.degrees import check_expert_ranks  # noqa: E402
 from nitp.export.importing import check_hf_folder  # noqa: E402
 from nitp.trainer import NITPTrainer  # noqa: E402
 from recipes.data.loader import PackedDataLoader  # noqa: E402
@@ -132,7 +134,7 @@ def build_torchtitan_config(settings: Settings) -> Trainer.Config:
 
 
 def check_ranks(config: NITPTrainer.Config, num_ranks: int) -> None:
-    """Raise ValueError unless `num_ranks` ranks can share the global batch.
+    """Raise ValueError unless `num_ranks` ranks fit the degrees and can share the global batch.
 
     TorchTitan asserts the same only after the process group is up, on every rank.
     """
@@ -140,6 +142,7 @@ def check_ranks(config: NITPTrainer.Config, num_ranks: int) -> None:
         dims = ParallelDims.from_config(config.parallelism, num_ranks)
     except AssertionError as error:
         raise ValueError(f"parallelism: {error} ({num_ranks} ranks)") from error
+    check_expert_ranks(dims)
     training, dp = config.training, dims.dp_replicate * dims.dp_shard
     # -1 stands for one batch per rank; any number of ranks fits.
     is_free = training.global_batch_size < 0
@@ -149,6 +152,16 @@ def check_ranks(config: NITPTrainer.Config, num_ranks: int) -> None:
             f"training.local_batch_size ({training.local_batch_size}) times the data-parallel "
             f"degree ({dp}). Change one of them or the number of ranks."
         )
+
+
+def count_fewest_ranks(parallelism: ParallelismConfig) -> int:
+    """The smallest number of ranks that the degrees allow."""
+    cp_tp = parallelism.context_parallel_degree * parallelism.tensor_parallel_degree
+    dp_shard = parallelism.data_parallel_shard_degree
+    if dp_shard == -1:  # as many as there are: enough to hold every expert
+        dp_shard = math.lcm(parallelism.expert_parallel_degree, cp_tp) // cp_tp
+    replicas = parallelism.data_parallel_replicate_degree * parallelism.pipeline_parallel_degree
+    return replicas * dp_shard * cp_tp
 
 
 def _check_vocabulary(tokenizer_path: str, vocab_size: int) -> None:

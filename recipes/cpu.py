@@ -58,10 +58,10 @@ def _memory_stats(device: Any = None) -> dict[str, int]:
 def adapt(config: Any) -> Any:
     """A copy of the Trainer.Config `config` that runs on CPU ranks with gloo.
 
-    Attention and experts are swapped by TorchTitan's own override mechanism, CUDA graphs are off,
-    block masks are built eagerly (compiling their builder takes longer than a debug step), and
-    initial values do not depend on the number of ranks. Raises ValueError for what only an
-    accelerator has.
+    Attention, experts and their token exchange are swapped by TorchTitan's own override mechanism,
+    CUDA graphs are off, block masks are built eagerly (compiling their builder takes longer than a
+    debug step), and initial values do not depend on the number of ranks. Raises ValueError for what
+    only an accelerator has.
     """
     if config.training.enable_cpu_offload:
         raise ValueError(
@@ -79,7 +79,11 @@ def adapt(config: Any) -> Any:
     # No peak FLOPS is known for a CPU: the utilisation is not a number, rather than a wrong one.
     utils.get_peak_flops = lambda device_name: float("nan")
 
-    imports = [*config.override.imports, "recipes.cpu_overrides.sdpa_attention"]
+    imports = [
+        *config.override.imports,
+        "recipes.cpu_overrides.sdpa_attention",
+        "recipes.cpu_overrides.uneven_token_dispatcher",
+    ]
     if config.training.mixed_precision_param == "float32":
         imports.append("recipes.cpu_overrides.float32_experts")
     spec = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""CPU stand-ins for two TorchTitan modules, applied by its override mechanism (see cpu.py)."""
+"""CPU stand-ins for TorchTitan components, applied by its override mechanism (see cpu.py)."""
 
 import functools
 from collections.abc import Callable
@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.distributed import ProcessGroup
+from torch.distributed._functional_collectives import all_to_all_single
 from torch.distributed.tensor import DTensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 from torchtitan.config import derive, override
 from torchtitan.models.common.attention import FlexAttention
 from torchtitan.models.common.moe import GroupedExperts
+from torchtitan.models.common.token_dispatcher import AllToAllTokenDispatcher
 
 
 class SDPAttention(FlexAttention):
@@ -86,3 +89,42 @@ class Float32GroupedExperts(GroupedExperts):
 @override(target=GroupedExperts.Config, exact=True, description="experts in float32")
 def float32_experts(config: GroupedExperts.Config) -> Float32GroupedExperts.Config:
     return derive(config, Float32GroupedExperts.Config)
+
+
+class UnevenTokenDispatcher(AllToAllTokenDispatcher):
+    """AllToAllTokenDispatcher whose ranks may send each other different numbers of tokens.
+
+    TorchTitan exchanges lists of tensors, which gloo admits only in equal sizes, as no router
+    deals them. all_to_all_single with explicit splits moves the same rows in the same order, and
+    its backward sends gradients the way back.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(AllToAllTokenDispatcher.Config):
+        pass
+
+    def _dispatch_token_exchange(
+        self,
+        routed_input_ND: torch.Tensor,
+        pg: ProcessGroup,
+        output_splits: list[int],
+        input_splits: list[int],
+    ) -> torch.Tensor:
+        return all_to_all_single(routed_input_ND, output_splits, input_splits, pg)
+
+    def _combine_token_exchange(
+        self,
+        routed_output_RD: torch.Tensor,
+        pg: ProcessGroup,
+        input_splits: list[int],
+        output_splits: list[int],
+    ) -> torch.Tensor:
+        # Rows go back where they came from: the splits of dispatch change sides.
+        return all_to_all_single(routed_output_RD, input_splits, output_splits, pg)
+
+
+@override(
+    target=AllToAllTokenDispatcher.Config, exact=True, description="uneven token exchange on gloo"
+)
+def uneven_token_dispatcher(config: AllToAllTokenDispatcher.Config) -> UnevenTokenDispatcher.Config:
+    return derive(config, UnevenTokenDispatcher.Config)

@@ -38,7 +38,8 @@ class JobOptions:
     """Run directory: resolved configuration, checkpoints, TensorBoard."""
 
     dry_run: bool = False
-    """Load, validate, build the model without memory, print the summary and exit."""
+    """Load, validate, build the model without memory, print the summary and exit. Without
+    torchrun, for the fewest ranks that the parallel degrees allow."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -1,7 +1,6 @@
 """What a configuration amounts to: parameters, FLOPs per token, memory. Built on meta."""
 
 import copy
-import os
 from dataclasses import dataclass
 
 import torch
@@ -64,13 +63,12 @@ def compute_size(config: NITPTrainer.Config) -> Size:
     )
 
 
-def summarize(config: NITPTrainer.Config) -> str:
-    """The lines of --job.dry_run."""
+def summarize(config: NITPTrainer.Config, num_ranks: int) -> str:
+    """The lines of --job.dry_run, for a job of `num_ranks` ranks."""
     size = compute_size(config)
     spec, nitp, training = config.model_spec, config.nitp, config.training
     assert spec is not None
-    world_size = int(os.environ["WORLD_SIZE"])
-    dims = ParallelDims.from_config(config.parallelism, world_size)
+    dims = ParallelDims.from_config(config.parallelism, num_ranks)
     num_shards = dims.dp_shard * dims.cp * dims.tp * dims.pp
     num_params = size.backbone + size.projector
     bytes_per_param = TORCH_DTYPE_MAP[training.dtype].itemsize
@@ -86,7 +84,7 @@ def summarize(config: NITPTrainer.Config) -> str:
             f"parameters, projector {size.projector:,} (training only)",
             f"FLOPs per token       {size.backbone_flops + size.nitp_flops:.4g}, "
             f"of which NITP {size.nitp_flops:.4g}: {share:.2%} more than without",
-            f"ranks                 {world_size} ({num_shards} shards of each parameter)",
+            f"ranks                 {num_ranks} ({num_shards} shards of each parameter)",
             f"memory per rank       parameters {params_gib:.3f} GiB; with gradients and AdamW's "
             f"moments {4 * params_gib:.3f} GiB",
             "configuration is valid",

@@ -41,24 +41,28 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(settings: Settings) -> int:
     """Build and train (or only summarise, for job.dry_run); the exit code."""
+    is_dry_run = settings.values["job"]["dry_run"]
+    is_launched = "RANK" in os.environ
     describe_single_process()
     try:
-        from recipes.config import build_config, check_ranks
+        from recipes.config import build_config, check_ranks, count_fewest_ranks
 
         config = build_config(settings)
-        if not settings.values["job"]["dry_run"]:
-            check_ranks(config, int(os.environ["WORLD_SIZE"]))
-            if settings.values["export"]["enable"]:
-                from recipes.export_run import check_model
+        num_ranks = int(os.environ["WORLD_SIZE"])
+        if is_dry_run and not is_launched:
+            num_ranks = count_fewest_ranks(config.parallelism)
+        check_ranks(config, num_ranks)
+        from recipes import job
 
-                check_model(settings)
+        if is_dry_run:
+            print(job.summarize(config, num_ranks))
+            return 0
+        if settings.values["export"]["enable"]:
+            from recipes.export_run import check_model
+
+            check_model(settings)
     except (ValueError, NotImplementedError) as error:
         return report_error(error, 2)
-    from recipes import job
-
-    if settings.values["job"]["dry_run"]:
-        print(job.summarize(config))
-        return 0
     job.init_logging()
     if os.environ["RANK"] == "0":
         save_settings(settings, os.path.join(config.dump_folder, "config.toml"))

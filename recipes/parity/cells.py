@@ -94,6 +94,7 @@ NO_SP = "--parallelism.enable_sequence_parallel=false"
 IN_ORDER = "--parallelism.context_parallel_load_balancer=none"
 RESHARD = "--parallelism.fsdp_reshard_after_forward={}"
 RECOMPUTE = "--activation_checkpoint.mode={}"
+EP = "--parallelism.expert_parallel_degree={}"
 PP = "--parallelism.pipeline_parallel_degree={}"
 SCHEDULE = "--parallelism.pipeline_parallel_schedule={}"
 # The standard target, k = 1, is on a stage between the first and the last one.
@@ -119,7 +120,7 @@ PP_2_ZBV: Layout = (
     [PP.format(2), SCHEDULE.format("ZBVZeroBubble"), BATCH.format(4), NO_VALIDATION],
 )
 TP_2_CP_2: Layout = (4, [TP.format(2), CP.format(2), BATCH.format(4)])
-DENSE = ["dense"]
+DENSE, MOE = ["dense"], ["moe"]
 
 DATA_PARALLEL = {
     "fsdp_2": Cell(*FSDP_2),
@@ -181,6 +182,35 @@ PIPELINE = {
     "cp_2_pp_2": Cell(4, [*PP_2_INTERLEAVED[1], CP.format(2)], slow=True),
     "tp_2_cp_2_pp_2": Cell(8, [*PP_2[1], TP.format(2), CP.format(2)], slow=True),
 }
+EXPERTS = {
+    "ep_2": Cell(2, [EP.format(2)], models=MOE),
+    "tp_2_ep_2": Cell(2, [*TP_2[1], EP.format(2)], models=MOE, slow=True),
+    "tp_2_ep_2_no_sequence_parallel": Cell(
+        2, [*TP_2[1], EP.format(2), NO_SP], models=MOE, slow=True
+    ),
+    "cp_2_ep_2": Cell(2, [*CP_2[1], EP.format(2)], models=MOE, slow=True),
+    "ep_2_full_recomputation": Cell(
+        2, [EP.format(2), RECOMPUTE.format("full")], models=MOE, slow=True
+    ),
+    "ep_2_selective_recomputation": Cell(
+        2, [EP.format(2), RECOMPUTE.format("selective")], models=MOE, slow=True
+    ),
+    "fsdp_4_ep_2": Cell(4, [EP.format(2)], models=MOE, slow=True),
+    "fsdp_4_ep_4": Cell(4, [EP.format(4)], models=MOE, slow=True),
+    "hsdp_2x2_ep_2": Cell(4, [HSDP.format(2), EP.format(2)], models=MOE, slow=True),
+    "fsdp_2_tp_2_ep_4": Cell(
+        4, [TP.format(2), EP.format(4), BATCH.format(2)], models=MOE, slow=True
+    ),
+    "fsdp_2_cp_2_ep_4": Cell(
+        4, [CP.format(2), EP.format(4), BATCH.format(2)], models=MOE, slow=True
+    ),
+    "tp_2_cp_2_ep_4": Cell(4, [*TP_2_CP_2[1], EP.format(4)], models=MOE, slow=True),
+    "fsdp_2_pp_2_ep_2": Cell(4, [*PP_2[1], EP.format(2)], models=MOE, slow=True),
+    "fsdp_2_pp_2_zbv_ep_2": Cell(
+        4, [*PP_2_ZBV[1], EP.format(2)], models=MOE, validate=False, slow=True
+    ),
+    "cp_2_pp_2_ep_2": Cell(4, [*PP_2[1], CP.format(2), EP.format(2)], models=MOE, slow=True),
+}
 RECOMPUTATION = {
     "full_recomputation": Cell(2, [RECOMPUTE.format("full")], slow=True),
     "selective_recomputation": Cell(2, [RECOMPUTE.format("selective")], slow=True),
@@ -192,6 +222,9 @@ CHECKPOINTS = {
     "1_then_pp_2_then_fsdp_2": Cell(*ONE, then=[PP_2, FSDP_2], slow=True),
     "pp_2_zbv_then_tp_2_then_pp_2_interleaved": Cell(
         *PP_2_ZBV, then=[TP_2, PP_2_INTERLEAVED], slow=True
+    ),
+    "ep_2_then_1_then_fsdp_4_ep_4": Cell(
+        2, [EP.format(2)], then=[ONE, (4, [EP.format(4)])], models=MOE, slow=True
     ),
     "fsdp_4_then_tp_2_cp_2_then_hsdp_2x2": Cell(4, then=[TP_2_CP_2, HSDP_2X2], slow=True),
 }
@@ -208,7 +241,9 @@ BASELINES = {
         ("pp_2", PP_2),
     )
 }
-CELLS = DATA_PARALLEL | MODEL_PARALLEL | PIPELINE | RECOMPUTATION | CHECKPOINTS | BASELINES
+CELLS = (
+    DATA_PARALLEL | MODEL_PARALLEL | PIPELINE | EXPERTS | RECOMPUTATION | CHECKPOINTS | BASELINES
+)
 
 
 class Selected(NamedTuple):

@@ -90,7 +90,7 @@ def _reference(entry: Selected, data: list[str], known: list[Case]) -> Case:
         legs=[(cell.ranks, cell.overrides)] if is_plain else [(1, [])],
         is_plain=is_plain,
         masks_prompts=True,
-        probe="recipes.parity.routing:watch_margin" if has_routers else None,
+        probe="recipes.parity.routing:record_routing" if has_routers else None,
     )
     for other in known:
         if replace(other, name="") == case:

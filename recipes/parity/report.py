@@ -89,7 +89,7 @@ def _format_notes(outcomes: list[Outcome]) -> Iterator[str]:
     for loss, tensor, reason in sorted({outcome.tolerance for outcome in outcomes}):
         yield f"Tolerance {loss:g} of losses and metrics, {tensor:g} of tensors: {reason}.\n"
     margins = [
-        min(findings)
+        findings["margin"]
         for outcome in outcomes
         if outcome.reference is not None
         for findings in outcome.reference.probes

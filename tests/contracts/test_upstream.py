@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed._functional_collectives import all_to_all_single
 from torch.distributed.tensor.experimental._context_parallel import _attention as cp_attention
 from torchtitan.components import loss, metrics, validate
 from torchtitan.distributed import full_dtensor
-from torchtitan.models.common import attention, decoder, decoder_sharding, moe
+from torchtitan.models.common import (
+    attention,
+    decoder,
+    decoder_sharding,
+    moe,
+    token_dispatcher,
+)
 from torchtitan.models.qwen3 import qwen3_configs
 from torchtitan.models.qwen3.state_dict_adapter import Qwen3StateDictAdapter
 from torchtitan.protocols.module import Module
@@ -99,3 +106,15 @@ def test_the_cpu_platform_finds_what_it_replaces():
         "self", "q_BLNH", "k_BLNH", "v_BLNH", "attention_masks", "score_mod", "scale",
         "enable_gqa", "out_transform", "kwargs",
     ]  # fmt: skip
+    assert parameters(all_to_all_single) == [
+        "self", "output_split_sizes", "input_split_sizes", "group", "tag",
+    ]  # fmt: skip
+    dispatcher = token_dispatcher.AllToAllTokenDispatcher
+    assert parameters(dispatcher._dispatch_token_exchange) == [
+        "self", "routed_input_ND", "pg", "output_splits", "input_splits",
+    ]  # fmt: skip
+    assert parameters(dispatcher._combine_token_exchange) == [
+        "self", "routed_output_RD", "pg", "input_splits", "output_splits",
+    ]  # fmt: skip
+    assert "self._dispatch_token_exchange(" in inspect.getsource(dispatcher.dispatch)
+    assert "self._combine_token_exchange(" in inspect.getsource(dispatcher.combine)
