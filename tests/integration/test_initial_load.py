@@ -13,6 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from recipes.config import load_config
+from tests.distributed.world import Case, run_world
 from tests.integration.hf_folders import RUNS, save_hf_folder
 
 # isort: split
@@ -162,3 +163,33 @@ def test_nitp_turns_on_and_off_across_full_checkpoints_by_permission(tmp_path):
     assert code == 0 and "The projector of this checkpoint is left out" in log
     saved = Checkpoint(tmp_path / "off_again" / "checkpoint" / "step-6")
     assert "norm.weight" in saved and "nitp_projector.w1.weight" not in saved
+
+
+@pytest.mark.slow
+def test_nitp_turns_on_and_off_under_pipeline_parallelism(tmp_path):
+    """Only the last stage has the projector; the stages must not disagree about it."""
+    config, overrides = RUNS["llama"]
+    pp = ["--parallelism.pipeline_parallel_degree=2", "--training.disable_cuda_graphs"]
+    options = [
+        *overrides, "--training.local_batch_size=2", "--training.global_batch_size=4",
+        "--validation.enable=false", "--checkpoint.initial_load_model_only=false",
+    ]  # fmt: skip
+
+    def run(name: str, size: int, *extra: str) -> dict[str, torch.Tensor]:
+        folder = f"--job.dump_folder={tmp_path / name}"
+        case = Case(name, config, [*options, *extra, folder], num_steps=0, save=True)
+        run_world([case], (size,))
+        saved = Checkpoint(tmp_path / name / "checkpoint" / "step-0")
+        names = ["layers.0.ffn_norm.weight", "lm_head.weight", "nitp_projector.w1.weight"]
+        return {name: saved.load(name) for name in names if name in saved}
+
+    def start(name: str) -> list[str]:
+        path = tmp_path / name / "checkpoint" / "step-0"
+        return [f"--checkpoint.initial_load_path={path}", "--checkpoint.allow_projector_change"]
+
+    off = run("off", 1, "--nitp.enable=false", "--debug.seed=1")
+    on = run("on", 2, *pp, *start("off"))
+    again = run("again", 2, *pp, "--nitp.enable=false", *start("on"))
+    assert "nitp_projector.w1.weight" in on and off.keys() == again.keys()
+    for name, value in off.items():
+        assert torch.equal(value, on[name]) and torch.equal(value, again[name]), name
