@@ -18,7 +18,7 @@ from torchtitan.models.common.feed_forward import FeedForward
 from torchtitan.protocols.module import ModuleDict
 
 from nitp.config import NITPConfig
-from nitp.projector import PROJECTOR_NAME
+from nitp.projector import PROJECTOR_NAME, set_projector_sharding
 
 
 class NITPOutput(NamedTuple):
@@ -105,6 +105,12 @@ def nitp_decoder_class(base: type[Decoder]) -> type[Decoder]:
         class Config(base.Config):  # type: ignore[name-defined]
             nitp: NITPConfig
             nitp_projector: FeedForward.Config | None
+
+            def update_from_config(self, **kwargs: Any) -> None:
+                # The trainer's call, after every converter: decoders set their sharding here.
+                base.Config.update_from_config(self, **kwargs)
+                if self.nitp_projector is not None:
+                    set_projector_sharding(self.nitp_projector)
 
         def __init__(self, config: Any) -> None:
             base.__init__(self, config)

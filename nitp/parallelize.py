@@ -16,7 +16,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torchtitan.config import TORCH_DTYPE_MAP, ParallelismConfig, TrainingConfig
+from torchtitan.config import TORCH_DTYPE_MAP, CompileConfig, ParallelismConfig, TrainingConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.protocols.module import Module
 
@@ -39,6 +39,7 @@ def wrap_parallelize(parallelize_decoder: Callable[..., nn.Module]) -> Callable[
         parallel_dims: ParallelDims,
         training: TrainingConfig,
         parallelism: ParallelismConfig,
+        compile_config: CompileConfig,
         **kwargs: Any,
     ) -> nn.Module:
         projector = _take_projector(model)
@@ -49,9 +50,13 @@ def wrap_parallelize(parallelize_decoder: Callable[..., nn.Module]) -> Callable[
             parallel_dims=parallel_dims,
             training=training,
             parallelism=parallelism,
+            compile_config=compile_config,
             **kwargs,
         )
         if projector is not None:
+            if compile_config.enable and "model" in compile_config.components:
+                # As the decoder does its layers: before FSDP2, which gathers around the call.
+                projector.compile(backend=compile_config.backend, fullgraph=True)
             shard_projector(projector, parallel_dims, training, parallelism)
             setattr(model, PROJECTOR_NAME, projector)
         return model

@@ -40,11 +40,16 @@ def build_projector_config(dim: int, config: NITPConfig) -> FeedForward.Config |
     )
 
 
+def set_projector_sharding(config: FeedForward.Config) -> None:
+    """Replicate P over every model-parallel axis: each rank projects its own tokens.
+
+    Converters (float8, LoRA) drop a layer's sharding; call this after them.
+    """
+    for linear in (config.w1, config.w2, config.w3):
+        linear.sharding_config = ShardingConfig(
+            state_shardings={"weight": replicated_weight_sharding()}
+        )
+
+
 def _linear(in_features: int, out_features: int) -> Linear.Config:
-    # Replicated over every model-parallel axis: each rank projects its own tokens.
-    return Linear.Config(
-        in_features=in_features,
-        out_features=out_features,
-        param_init=_INIT,
-        sharding_config=ShardingConfig(state_shardings={"weight": replicated_weight_sharding()}),
-    )
+    return Linear.Config(in_features=in_features, out_features=out_features, param_init=_INIT)

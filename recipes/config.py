@@ -1,6 +1,7 @@
 """Settings -> TorchTitan's own typed configuration. The one place where a run is put together."""
 
 import importlib
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ if ON_CPU:
     from recipes import cpu
 
     cpu.activate()
+
+# Where torchao is installed, torch warns of two needless registrations whenever it is imported.
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss  # noqa: E402
 from torchtitan.components.metrics import MetricsProcessor  # noqa: E402
@@ -52,6 +56,7 @@ from nitp.export.importing import check_hf_folder  # noqa: E402
 from nitp.trainer import NITPTrainer  # noqa: E402
 from recipes.data.loader import PackedDataLoader  # noqa: E402
 from recipes.data.tokenizer import resolve_tokenizer_path  # noqa: E402
+from recipes.float8 import convert_linears  # noqa: E402
 from recipes.models.decoder import build_model_spec  # noqa: E402
 
 _ACTIVATION_CHECKPOINT = {
@@ -84,7 +89,7 @@ def build_config(settings: Settings) -> NITPTrainer.Config:
     check_composition(config)
     if settings.values["model"]["name"] == "nitp" and config.checkpoint.initial_load_in_hf:
         _check_initial_load(config)
-    return on_platform(config)
+    return on_platform(convert_linears(config, settings.values["float8"]))
 
 
 def on_platform(config: Any) -> Any:
@@ -95,8 +100,6 @@ def on_platform(config: Any) -> Any:
 def build_torchtitan_config(settings: Settings) -> Trainer.Config:
     """TorchTitan's own configuration of checked settings, without NITP. Raises ValueError."""
     values = settings.values
-    if values["float8"]["enable"]:
-        raise ValueError("float8.enable (true) is not implemented. Set it to false.")
     data, spec = build_data(settings), build_model(settings)
     assert isinstance(spec.model, Decoder.Config)
     tokenizer_path = resolve_tokenizer_path(values["tokenizer"]["path"])

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +42,8 @@ class SDPAttention(FlexAttention):
     ) -> torch.Tensor:
         if score_mod is not None:
             raise NotImplementedError("score modifications have no CPU implementation")
-        mask_B1LL = _dense_mask(attention_masks, len(q_BLNH), q_BLNH.shape[1], k_BLNH.shape[1])
         q_BNLH, k_BNLH, v_BNLH = (x.transpose(1, 2) for x in (q_BLNH, k_BLNH, v_BLNH))
+        mask_B1LL = _dense_mask(attention_masks, len(q_BLNH), q_BLNH.shape[1], k_BLNH.shape[1])
         out_BNLH = F.scaled_dot_product_attention(
             q_BNLH, k_BNLH, v_BNLH, attn_mask=mask_B1LL, scale=scale, enable_gqa=enable_gqa
         )
@@ -67,6 +68,47 @@ def sdpa_attention(config: FlexAttention.Config) -> SDPAttention.Config:
     return derive(config, SDPAttention.Config)
 
 
+# torch._grouped_mm computes float32 on CPU, but the fake implementation that torch.compile traces
+# with refuses it; so does its derivative. An operator of our own has both.
+@torch.library.custom_op("nitp_cpu::grouped_mm", mutates_args=())
+def _grouped_mm(a_RK: torch.Tensor, b_EKN: torch.Tensor, offsets_E: torch.Tensor) -> torch.Tensor:
+    """Rows of expert e, [offsets[e-1], offsets[e]), times b[e]."""
+    return torch._grouped_mm(a_RK, b_EKN, offs=offsets_E)
+
+
+@torch.library.custom_op("nitp_cpu::grouped_mm_weight_grad", mutates_args=())
+def _grouped_mm_weight_grad(
+    a_RK: torch.Tensor, grad_RN: torch.Tensor, offsets_E: torch.Tensor
+) -> torch.Tensor:
+    return torch._grouped_mm(a_RK.mT, grad_RN, offs=offsets_E)
+
+
+@_grouped_mm.register_fake
+def _(a_RK: torch.Tensor, b_EKN: torch.Tensor, offsets_E: torch.Tensor) -> torch.Tensor:
+    return a_RK.new_empty(a_RK.shape[0], b_EKN.shape[2])
+
+
+@_grouped_mm_weight_grad.register_fake
+def _(a_RK: torch.Tensor, grad_RN: torch.Tensor, offsets_E: torch.Tensor) -> torch.Tensor:
+    return a_RK.new_empty(offsets_E.shape[0], a_RK.shape[1], grad_RN.shape[1])
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _grouped_mm_backward(
+    ctx: Any, grad_RN: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, None]:
+    a_RK, b_EKN, offsets_E = ctx.saved_tensors
+    grad_RN = grad_RN.contiguous()
+    grad_a_RK = _grouped_mm(grad_RN, b_EKN.mT, offsets_E)
+    return grad_a_RK, _grouped_mm_weight_grad(a_RK, grad_RN, offsets_E), None
+
+
+_grouped_mm.register_autograd(_grouped_mm_backward, setup_context=_save_for_backward)
+
+
 class Float32GroupedExperts(GroupedExperts):
     """GroupedExperts without its casts to bfloat16, for runs that ask for float32."""
 
@@ -80,10 +122,10 @@ class Float32GroupedExperts(GroupedExperts):
             for w in (self.w1_EFD, self.w2_EDF, self.w3_EFD)
         )
         offsets_E = torch.cumsum(num_tokens_per_expert_E, dim=0, dtype=torch.int32)
-        gate_RF = self._grouped_mm(A=x_RD, B_t=w1_EFD.transpose(-2, -1), offs=offsets_E)
-        up_RF = self._grouped_mm(A=x_RD, B_t=w3_EFD.transpose(-2, -1), offs=offsets_E)
+        gate_RF = _grouped_mm(x_RD, w1_EFD.mT, offsets_E)
+        up_RF = _grouped_mm(x_RD, w3_EFD.mT, offsets_E)
         h_RF = F.silu(gate_RF) * up_RF
-        return self._grouped_mm(A=h_RF, B_t=w2_EDF.transpose(-2, -1), offs=offsets_E)
+        return _grouped_mm(h_RF, w2_EDF.mT, offsets_E)
 
 
 @override(target=GroupedExperts.Config, exact=True, description="experts in float32")

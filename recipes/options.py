@@ -92,10 +92,15 @@ class ActivationCheckpointOptions:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Float8Options:
-    """The switch of TorchTitan's float8 converter."""
+    """What the `[float8]` table has besides TorchTitan's float8 converter."""
 
     enable: bool = False
-    """Whether linear layers compute in float8."""
+    """Whether linear layers compute in float8. Needs torchao (the extra `float8`)."""
+
+    projector: bool = False
+    """Whether NITP's projector does too. False keeps it in the precision of the mixed-precision
+    setting, whatever filter_fqns says. True scales each chunk of the loss (loss.num_chunks) and
+    each micro-batch by itself, so that these then matter to the last bits of float8."""
 
 
 @dataclass(kw_only=True, frozen=True)

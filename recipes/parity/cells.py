@@ -211,6 +211,24 @@ EXPERTS = {
     ),
     "cp_2_pp_2_ep_2": Cell(4, [*PP_2[1], CP.format(2), EP.format(2)], models=MOE, slow=True),
 }
+COMPILED = Tolerance(5e-6, 5e-6, "the compiler fuses and reorders float32 operations")
+COMPILE = "--compile.enable"  # components model and loss, TorchTitan's defaults
+COMPILATION = {
+    "compile_1": Cell(1, [COMPILE], tolerance=COMPILED, slow=True),
+    "compile_fsdp_2": Cell(2, [COMPILE], tolerance=COMPILED, slow=True),
+    "compile_fsdp_2_full_recomputation": Cell(
+        2, [COMPILE, RECOMPUTE.format("full")], tolerance=COMPILED, slow=True
+    ),
+    "compile_fsdp_2_selective_recomputation": Cell(
+        2, [COMPILE, RECOMPUTE.format("selective")], tolerance=COMPILED, slow=True
+    ),
+    "compile_fsdp_2_memory_budget": Cell(
+        2, [COMPILE, RECOMPUTE.format("memory_budget")], tolerance=COMPILED, slow=True
+    ),
+    "compile_tp_2": Cell(2, [*TP_2[1], COMPILE], tolerance=COMPILED, slow=True),
+    "compile_cp_2": Cell(2, [*CP_2[1], COMPILE], tolerance=COMPILED, slow=True),
+    "compile_pp_2": Cell(2, [*PP_2[1], COMPILE], tolerance=COMPILED, slow=True),
+}
 RECOMPUTATION = {
     "full_recomputation": Cell(2, [RECOMPUTE.format("full")], slow=True),
     "selective_recomputation": Cell(2, [RECOMPUTE.format("selective")], slow=True),
@@ -242,7 +260,14 @@ BASELINES = {
     )
 }
 CELLS = (
-    DATA_PARALLEL | MODEL_PARALLEL | PIPELINE | EXPERTS | RECOMPUTATION | CHECKPOINTS | BASELINES
+    DATA_PARALLEL
+    | MODEL_PARALLEL
+    | PIPELINE
+    | EXPERTS
+    | RECOMPUTATION
+    | COMPILATION
+    | CHECKPOINTS
+    | BASELINES
 )
 
 
