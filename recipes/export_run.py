@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from torchtitan.protocols.model_spec import ModelSpec
 
 from nitp.export.card import Provenance
 from nitp.export.checkpoint import Checkpoint, find_checkpoint
-from nitp.export.exporter import Report, export_checkpoint
+from nitp.export.exporter import Report, export_checkpoint, model_shapes
 from nitp.export.hf_config import build_config
 from nitp.export.mapping import Entry
 from nitp.export.reference import Reference
@@ -38,6 +39,10 @@ _ROWS, _ROW_LENGTH, _MIN_BYTES = 4, 256, 4096
 _WHOLE_UP_TO = 2e9
 """Parameters up to which logits are compared at full depth: 8 GB in float32."""
 
+_MEMORY_FACTOR = 2.5
+"""Memory that comparing takes over the float32 weights compared. Measured on mixtures of experts,
+which transformers stacks while it loads: 2.1 to 2.3."""
+
 
 def prepare_export(request: ExportRequest, settings: Settings) -> Callable[[], Report]:
     """Everything short of writing. Raises ValueError for a user's mistake, OSError for a
@@ -46,6 +51,9 @@ def prepare_export(request: ExportRequest, settings: Settings) -> Callable[[], R
     checkpoint = find_checkpoint(folder, request.step)
     spec = build_model(settings)
     dtype = TORCH_DTYPE_MAP[request.dtype]
+    compare = None
+    if request.verify == "logits":
+        compare = partial(_compare, checkpoint, spec, settings, _choose_depth(spec))
     return partial(
         export_checkpoint,
         checkpoint=checkpoint,
@@ -56,16 +64,16 @@ def prepare_export(request: ExportRequest, settings: Settings) -> Callable[[], R
         provenance=_describe(request, settings, checkpoint),
         output=request.output,
         check=request.verify != "none",
-        compare=partial(_compare, checkpoint, spec, settings)
-        if request.verify == "logits"
-        else None,
+        compare=compare,
     )
 
 
 def check_model(settings: Settings) -> None:
-    """Raise ValueError unless the model that `settings` trains can be exported by them."""
-    dtype = TORCH_DTYPE_MAP[settings.values["export"]["dtype"]]
-    build_hf_config(settings, build_model(settings), dtype)
+    """Raise ValueError unless the model that `settings` trains can be exported by them here."""
+    options, spec = settings.values["export"], build_model(settings)
+    build_hf_config(settings, spec, TORCH_DTYPE_MAP[options["dtype"]])
+    if options["verify"] == "logits":
+        _choose_depth(spec)
 
 
 def export_final(settings: Settings) -> Report | None:
@@ -127,10 +135,42 @@ def _describe(request: ExportRequest, settings: Settings, checkpoint: Checkpoint
     )
 
 
+def _choose_depth(spec: ModelSpec) -> int:
+    """How many layers to compare: all, or of a large model up to the first of each kind.
+
+    Raises ValueError if this machine has not the memory for it.
+    """
+    model = spec.model
+    assert isinstance(model, Decoder.Config)
+    sizes = {name: shape.numel() for name, shape in model_shapes(model).items()}
+    depth = len(model.layers)
+    if sum(sizes.values()) > _WHOLE_UP_TO:
+        is_moe = [layer.moe is not None for layer in model.layers]
+        depth = 1 + (is_moe.index(True) if any(is_moe) else 0)
+        beyond = tuple(f"layers.{i}." for i in range(depth, len(model.layers)))
+        sizes = {name: size for name, size in sizes.items() if not name.startswith(beyond)}
+    needed_bytes, machine_bytes = 4 * _MEMORY_FACTOR * sum(sizes.values()), physical_memory_bytes()
+    if needed_bytes > machine_bytes:
+        raise ValueError(
+            f'export.verify ("logits") takes {needed_bytes / 2**30:.0f} GiB of memory for this '
+            f'model at depth {depth}; this machine has {machine_bytes / 2**30:.0f} GiB. Use "keys".'
+        )
+    return depth
+
+
+def physical_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _compare(
-    checkpoint: Checkpoint, spec: ModelSpec, settings: Settings, folder: Path, entries: list[Entry]
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    settings: Settings,
+    depth: int,
+    folder: Path,
+    entries: list[Entry],
 ) -> str:
-    """Logits of the written folder against our model's, on real text."""
+    """Logits of the written folder's first `depth` layers against our model's, on real text."""
     model = spec.model
     assert isinstance(model, Decoder.Config)
     length = min(_ROW_LENGTH, settings.values["training"]["seq_len"])
@@ -139,7 +179,6 @@ def _compare(
     tokenizer = HuggingFaceTokenizer(tokenizer_path=str(folder))
     rows = [tokenizer.encode(text, add_bos=False, add_eos=False) for text in texts]
     check_tokenizer(folder, texts, rows)
-    depth = _choose_depth(model, sum(entry.num_params for entry in entries))
     build_ours = partial(Reference, build_float32_config(model), checkpoint, entries, depth)
     result = compare_logits(folder, build_ours, [row[:length] for row in rows], depth)
     return (
@@ -148,11 +187,3 @@ def _compare(
         f"{result.num_generated} of them generated with the cache; {result.num_left_out} left out "
         f"after a router near-tie; depth {depth} of {len(model.layers)}"
     )
-
-
-def _choose_depth(model: Decoder.Config, num_params: int) -> int:
-    """All layers, or of a large model one of each kind."""
-    if num_params <= _WHOLE_UP_TO:
-        return len(model.layers)
-    first_moe = next((i for i, layer in enumerate(model.layers) if layer.moe is not None), 0)
-    return first_moe + 1

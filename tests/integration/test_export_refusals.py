@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes import checks
+from recipes import checks, export_run
 from recipes.export import main
+from recipes.settings import resolve_settings
 from tests.integration.export_runs import (
     DENSE,
     MOE,
@@ -92,6 +93,23 @@ def test_a_missing_tokenizer_is_bad_usage(capsys, run):
 def test_logits_without_transformers_are_bad_usage(capsys, run, monkeypatch):
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     assert "needs the package transformers" in refuse(capsys, run, "--verify", "logits", code=2)
+
+
+def test_a_model_too_large_to_compare_here_is_bad_usage(capsys, run, monkeypatch):
+    monkeypatch.setattr(export_run, "physical_memory_bytes", lambda: 2**20)
+    message = "takes 0 GiB of memory for this model at depth 3; this machine has 0 GiB"
+    assert message in refuse(capsys, run, "--verify", "logits", code=2)
+
+
+def test_the_9b_model_is_compared_up_to_its_first_moe_layer(monkeypatch):
+    """0.80 B parameters: 7.4 GiB."""
+    settings = resolve_settings("train_configs/nitp_9b.toml", [])
+    spec = export_run.build_model(settings)
+    monkeypatch.setattr(export_run, "physical_memory_bytes", lambda: 8 * 2**30)
+    assert export_run._choose_depth(spec) == 2
+    monkeypatch.setattr(export_run, "physical_memory_bytes", lambda: 7 * 2**30)
+    with pytest.raises(ValueError, match="takes 7 GiB of memory for this model at depth 2"):
+        export_run._choose_depth(spec)
 
 
 def test_an_unfinished_checkpoint_is_no_checkpoint(capsys, run):
