@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from recipes.config import load_config
-from tests.distributed.world import Case, run_world
+from recipes.parity.world import Case, run_world
 from tests.integration.hf_folders import RUNS, save_hf_folder
 
 # isort: split
