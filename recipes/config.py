@@ -85,10 +85,11 @@ def load_settings(path: str | None, overrides: Sequence[str] = ()) -> Settings:
 
 def build_config(settings: Settings) -> NITPTrainer.Config:
     """The trainer configuration of checked settings. Raises ValueError."""
-    config = with_nitp(build_torchtitan_config(settings), build_nitp(settings))
+    plain = build_torchtitan_config(settings)
+    config = with_nitp(plain, build_nitp(settings))
     check_composition(config)
-    if settings.values["model"]["name"] == "nitp" and config.checkpoint.initial_load_in_hf:
-        _check_initial_load(config)
+    if settings.values["model"]["name"] == "nitp" and plain.checkpoint.initial_load_in_hf:
+        _check_initial_load(plain)
     return on_platform(convert_linears(config, settings.values["float8"]))
 
 
