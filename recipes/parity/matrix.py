@@ -88,6 +88,7 @@ def _reference(entry: Selected, data: list[str], known: list[Case]) -> Case:
         num_steps=cell.num_steps,
         validate=cell.validate,
         legs=[(cell.ranks, cell.overrides)] if is_plain else [(1, [])],
+        keeps_state=True,
         is_plain=is_plain,
         masks_prompts=True,
         probe="recipes.parity.routing:record_routing" if has_routers else None,

@@ -79,7 +79,8 @@ def run_leg(case: dict[str, Any], leg: int, folder: Path, scratch: Path) -> dict
                 {name: p.grad for name, p in parameters(trainer.model_parts).items()}
             )
     result["metrics"], recorder.records = recorder.records, []
-    result["state"] = gather(training_state(trainer))
+    keeps_state = case["keeps_state"] or not is_last
+    result["state"] = gather(training_state(trainer)) if keeps_state else {}
     if not is_last or case["save"]:
         trainer.checkpointer.save(trainer.step, last_step=True)
     if is_last and case["validate"]:

@@ -42,6 +42,9 @@ class Case:
     """Layouts that train equal shares of the steps; each continues from the checkpoint of the one
     before, in a world of its own, and must find there what that one had."""
 
+    keeps_state: bool = False
+    """Whether the result has the state at the end: three times the model."""
+
     save: bool = False
     """Whether to write a checkpoint after the last step."""
 
@@ -72,7 +75,8 @@ class Result:
     """Initial parameters as the layout drew them."""
 
     state: dict[str, torch.Tensor]
-    """Model and optimizer after the last step, by their names in a checkpoint."""
+    """Model and optimizer after the last step, by their names in a checkpoint; empty unless the
+    case keeps it."""
 
     batches: list[dict[str, torch.Tensor]]
     """Rank 0's batches of the first step."""

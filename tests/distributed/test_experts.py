@@ -19,10 +19,10 @@ def run_one_and_ep_2(folder, overrides: list[str]) -> tuple[Result, Result]:
     config, model = problem.MODELS["moe"]
     overrides = [*problem.OVERRIDES, *model, *problem.write_data(folder), *overrides]
     probe = "recipes.parity.routing:record_routing"
-    one = Case("one", config, overrides, masks_prompts=True, probe=probe)
+    one = Case("one", config, overrides, keeps_state=True, masks_prompts=True, probe=probe)
     two = Case(
-        "ep_2", config, overrides, legs=[(2, [EP.format(2)])], masks_prompts=True, start="one",
-        probe=probe,
+        "ep_2", config, overrides, legs=[(2, [EP.format(2)])], keeps_state=True,
+        masks_prompts=True, start="one", probe=probe,
     )  # fmt: skip
     results = []
     for case, result in run_cases([one, two]):
