@@ -129,7 +129,9 @@ DATA_PARALLEL = {
     "reshard_always": Cell(2, [RESHARD.format("always")], slow=True),
     "reshard_never": Cell(2, [RESHARD.format("never")], slow=True),
     "cpu_offload": Cell(
-        2, ["--training.enable_cpu_offload"], not_on_cpu="everything is there already"
+        2,
+        ["--training.enable_cpu_offload"],
+        not_on_cpu="PyTorch pins what it offloads, which needs a device driver",
     ),
     "cuda_graphs": Cell(
         2,

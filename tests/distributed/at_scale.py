@@ -11,16 +11,18 @@ from typing import Any
 
 import torch
 
-from recipes.config import build_config
+from recipes.config import build_nitp, build_torchtitan_config
 
 # isort: split
 
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.distributed.tensor import DTensor
 from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.distributed import ParallelDims
 from torchtitan.distributed.utils import init_distributed, set_spmd_backend
 from torchtitan.tools.utils import set_default_dtype
 
+from nitp.converter import with_nitp
 from nitp.projector import PROJECTOR_NAME
 from recipes.settings import resolve_settings
 
@@ -29,7 +31,9 @@ def build_rank(num_ranks: int, rank: int, overrides: list[str]) -> dict[str, Any
     """Parameters of this rank's model parts, whole and as it holds them."""
     os.environ |= {"NGPU": str(num_ranks), "RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
     fake = "--comm.mode=fake_backend"
-    config = build_config(resolve_settings("train_configs/nitp_9b.toml", [fake, *overrides]))
+    settings = resolve_settings("train_configs/nitp_9b.toml", [fake, *overrides])
+    # As on the cluster: without what the CPU platform changes.
+    config = with_nitp(build_torchtitan_config(settings), build_nitp(settings))
     init_distributed(config.comm)
     dims = ParallelDims.from_config(config.parallelism, num_ranks)
     set_spmd_backend(config.parallelism.spmd_backend)
@@ -65,8 +69,20 @@ def build_rank(num_ranks: int, rank: int, overrides: list[str]) -> dict[str, Any
         "num_params": sum(param.numel() for param in params.values()),
         "num_local_params": sum(param.to_local().numel() for param in params.values()),
         "projector": sorted(name for name in params if name.startswith(PROJECTOR_NAME)),
+        "offloading": sorted(
+            name.rpartition(".")[2]
+            for part in parts
+            for name, module in part.named_modules()
+            if isinstance(module, FSDPModule) and offloads(module)
+        ),
         "num_layers": sum(len(part.layers) for part in parts),
     }
+
+
+def offloads(module: FSDPModule) -> bool:
+    """Whether the parameters of this FSDP2 unit wait in CPU memory."""
+    groups = module._get_fsdp_state()._fsdp_param_groups
+    return any(isinstance(group.offload_policy, CPUOffloadPolicy) for group in groups)
 
 
 def main() -> None:

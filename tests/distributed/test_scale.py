@@ -19,6 +19,7 @@ LAYOUTS = {
     "hsdp": (1, [HSDP.format(8)]),
     "tp_cp": (1, [TP.format(2), CP.format(2)]),
     "ep": (1, [EP.format(8)]),
+    "cpu_offload": (1, ["--training.enable_cpu_offload"]),
     "pp_tp_cp_ep": (4, [PP.format(4), TP.format(2), CP.format(2), EP.format(8), BATCH]),
 }
 NUM_PARAMS, NUM_LAYERS = 8_769_332_480, 24
@@ -59,3 +60,11 @@ def test_each_rank_holds_its_shard_only(ranks, layout):
     for stage in ranks[layout]:
         even = stage["num_params"] * len(ranks[layout]) * replicas / NUM_RANKS
         assert 0.99 * even <= stage["num_local_params"] <= 1.34 * even
+
+
+def test_offloading_to_cpu_includes_the_projector(ranks):
+    (with_offloading,), (without,) = ranks["cpu_offload"], ranks["fsdp"]
+    others = ["tok_embeddings", "norm", "lm_head"]
+    units = [*map(str, range(NUM_LAYERS)), *others, "nitp_projector"]
+    assert with_offloading["offloading"] == sorted(units)
+    assert not without["offloading"]
