@@ -261,16 +261,17 @@ BASELINES = {
         ("pp_2", PP_2),
     )
 }
-CELLS = (
-    DATA_PARALLEL
-    | MODEL_PARALLEL
-    | PIPELINE
-    | EXPERTS
-    | RECOMPUTATION
-    | COMPILATION
-    | CHECKPOINTS
-    | BASELINES
-)
+GROUPS = {
+    "FSDP2, HSDP, tied embeddings, ablations": DATA_PARALLEL,
+    "tensor, sequence, context parallel": MODEL_PARALLEL,
+    "pipeline parallel": PIPELINE,
+    "expert parallel": EXPERTS,
+    "activation checkpointing": RECOMPUTATION,
+    "torch.compile": COMPILATION,
+    "checkpoint into another layout": CHECKPOINTS,
+    "`weight = 0`, `enable = false`": BASELINES,
+}
+CELLS = {name: cell for cells in GROUPS.values() for name, cell in cells.items()}
 
 
 class Selected(NamedTuple):

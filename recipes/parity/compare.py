@@ -61,20 +61,18 @@ class Comparison:
 
 def compare(result: Result, reference: Result) -> Comparison:
     return Comparison(
-        loss=_largest(_figure_errors(result.metrics, reference.metrics, LOSSES)),
-        metric=_largest(_figure_errors(result.metrics, reference.metrics, METRICS)),
-        validation=_largest(
-            _figure_errors([result.validation], [reference.validation], VALIDATION)
-        ),
-        gradient=_largest(_tensor_errors(result.grads, reference.grads)),
-        state=_largest(_tensor_errors(result.state, reference.state)),
+        loss=largest(_figure_errors(result.metrics, reference.metrics, LOSSES)),
+        metric=largest(_figure_errors(result.metrics, reference.metrics, METRICS)),
+        validation=largest(_figure_errors([result.validation], [reference.validation], VALIDATION)),
+        gradient=largest(_tensor_errors(result.grads, reference.grads)),
+        state=largest(_tensor_errors(result.state, reference.state)),
     )
 
 
-def _largest(errors: Iterable[Error]) -> Error | None:
-    # Not a number is the worst of all.
+def largest(errors: Iterable[Error | None]) -> Error | None:
+    """The largest of those there are; not a number is the worst of all."""
     key = lambda error: math.inf if math.isnan(error.value) else error.value  # noqa: E731
-    return max(errors, key=key, default=None)
+    return max((error for error in errors if error is not None), key=key, default=None)
 
 
 Records = list[dict[str, float]]

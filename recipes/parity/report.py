@@ -8,8 +8,8 @@ from importlib.metadata import version
 import torch
 
 from recipes.machine import describe_machine
-from recipes.parity.cells import Selected
-from recipes.parity.compare import Error
+from recipes.parity.cells import GROUPS, Selected
+from recipes.parity.compare import Error, largest
 from recipes.parity.matrix import Outcome, compare_cells
 from recipes.parity.world import Device
 
@@ -17,6 +17,9 @@ COLUMNS = (
     "technique", "model", "ranks", "loss", "other metrics", "validation", "gradient", "of",
     "state", "tolerance", "result",
 )  # fmt: skip
+SUMMARISED = ("loss", "metric", "validation", "gradient", "state")
+"""Fields of Comparison."""
+
 LEGEND = """\
 Largest relative error against one process (for the baselines: against TorchTitan without NITP in
 the same layout). Loss: total, NTP and NITP over three steps; other metrics: every logged mean;
@@ -42,6 +45,7 @@ def format_report(
         yield _format_row(outcome)
     yield ""
     yield from _format_notes(outcomes)
+    yield from _format_summary(outcomes)
     passed = sum(outcome.has_passed for outcome in outcomes)
     failed = sum(bool(outcome.failure) for outcome in outcomes)
     minutes = (time.perf_counter() - started) / 60
@@ -57,6 +61,24 @@ def _describe_platform(device: Device) -> str:
         parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
     parts += [f"{name} {version(name)}" for name in ("torch", "torchtitan")]
     return ", ".join([*parts, platform.system()])
+
+
+def _format_summary(outcomes: list[Outcome]) -> Iterator[str]:
+    """A line for each group of cells: its largest errors."""
+    yield f"| {' | '.join(('cells', 'passed', 'ranks', *SUMMARISED))} |"
+    yield "|---" * (3 + len(SUMMARISED)) + "|"
+    for group, cells in GROUPS.items():
+        run = [o for o in outcomes if o.selected.name in cells and not o.selected.not_run]
+        if not run:
+            continue
+        ranks = sorted({num_ranks for o in run for num_ranks, _ in o.selected.cell.legs})
+        compared = [o.comparison for o in run if o.comparison is not None]
+        errors = (largest(getattr(c, field) for c in compared) for field in SUMMARISED)
+        yield (
+            f"| {group} | {sum(o.has_passed for o in run)} of {len(run)} "
+            f"| {', '.join(map(str, ranks))} | {' | '.join(map(_format_error, errors))} |"
+        )
+    yield ""
 
 
 def _format_row(outcome: Outcome) -> str:

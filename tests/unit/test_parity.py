@@ -12,7 +12,7 @@ import torch
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from recipes.config import load_config
-from recipes.parity import cells, problem
+from recipes.parity import cells, problem, report
 from recipes.parity.cells import CELLS, Cell, Tolerance, select_cells
 from recipes.parity.compare import compare
 from recipes.parity.masking import mask_prompts
@@ -203,6 +203,7 @@ def test_failing_and_crashing_cells_are_shown_and_do_not_stop_the_rest(
         "good": Cell(1, **dense),
     }
     monkeypatch.setattr(cells, "CELLS", table)
+    monkeypatch.setattr(report, "GROUPS", {"all of it": table, "no cell": {}})
     assert run_script(monkeypatch, "--max-ranks=2", f"--output={tmp_path / 'matrix.md'}") == 1
     printed = capsys.readouterr().out
     assert (tmp_path / "matrix.md").read_text() == printed
@@ -217,6 +218,8 @@ def test_failing_and_crashing_cells_are_shown_and_do_not_stop_the_rest(
     assert "**FAIL** its reference: rank 0 of 1: " in verdicts["no_reference"]
     assert "nitp.target_layer (9)" in verdicts["no_reference"]
     assert "1 passed, 3 failed, 1 not run" in printed
+    loss = next(row[3] for row in rows if row[0] == "| differs")
+    assert f"| all of it | 1 of 4 | 1, 2 | {loss} | " in printed and "no cell" not in printed
     assert "torchtitan 0.3.0" in printed and "python scripts/parity.py --max-ranks=2" in printed
 
 
