@@ -14,6 +14,7 @@ from tests.integration.hf_folders import RUNS, save_hf_folder
 pytestmark = pytest.mark.slow
 
 TP = "--parallelism.tensor_parallel_degree=2"
+EP = "--parallelism.expert_parallel_degree=2"
 PP = ["--parallelism.pipeline_parallel_degree=2", "--training.disable_cuda_graphs"]
 # name -> (number of ranks, overrides)
 LAYOUTS = {
@@ -23,12 +24,16 @@ LAYOUTS = {
     "fsdp_2_tp_2": (4, [TP]),
     "pp_2": (2, [*PP, "--training.local_batch_size=2"]),
     "pp_2_fsdp_2": (4, [*PP, "--training.local_batch_size=2"]),
+    "ep_2": (2, [EP]),
+    "fsdp_2_tp_2_ep_4": (4, [TP, "--parallelism.expert_parallel_degree=4"]),
+    "pp_2_ep_2": (4, [*PP, "--training.local_batch_size=2", EP]),
 }
 CELLS = [
     (model, layout)
     for model in RUNS
     for layout in LAYOUTS
     if not (model == "qwen3_tied" and "pp" in layout)  # TorchTitan ties within one stage only
+    and (model == "glm4_moe" or "ep" not in layout)
 ]
 
 
