@@ -1,7 +1,4 @@
-"""What ranks send because of NITP, message by message: exactly what is listed here.
-
-`python -m tests.distributed.test_collectives` prints the table.
-"""
+"""What ranks send because of NITP, message by message: exactly what is listed here."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -230,40 +227,3 @@ def test_nitp_sends_rows_at_boundaries_and_its_projector_once(cells, model, name
 @pytest.mark.parametrize(("model", "name"), SLOW_CELLS)
 def test_nitp_sends_rows_at_boundaries_and_its_projector_once_slow(slow_cells, model, name):
     check(slow_cells[model, name])
-
-
-def format_table(cells: dict[tuple[str, str], Cell]) -> str:
-    """Messages of one rank in a training step that logs nothing, and their whole tensors' bytes."""
-    lines = [
-        "| layout | model | without NITP | target | P and its gradient | scalars |",
-        "|---|---|---|---|---|---|",
-    ]
-    for (model, name), cell in cells.items():
-        added, removed = cell.difference(STEP)
-        parts = {"target": cell.target(), "projector": cell.projector() + cell.projector_gradient()}
-        volumes = [volume(cell.baseline[STEP])]
-        for part in parts.values():
-            volumes.append(volume(Counter({m: n for m, n in added.items() if m in part})))
-        known = parts["target"] + parts["projector"]
-        scalars = Counter({m: n for m, n in added.items() if m not in known})
-        volumes.append(volume(scalars, removed))
-        lines.append(f"| {name} | {model} | {' | '.join(volumes)} |")
-    return "\n".join(lines)
-
-
-def volume(messages: Counter[Message], removed: Counter[Message] | None = None) -> str:
-    removed = removed or Counter()
-    number = messages.total() - removed.total()
-    num_bytes = count_bytes(messages) - count_bytes(removed)
-    if not number:
-        return "-"
-    size = f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes} B"
-    return f"{number}, {size}"
-
-
-def count_bytes(messages: Counter[Message]) -> int:
-    return sum(message.num_bytes * number for message, number in messages.items())
-
-
-if __name__ == "__main__":
-    print(format_table(run_cells([*CELLS, *SLOW_CELLS])))
