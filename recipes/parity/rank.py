@@ -75,9 +75,9 @@ def run_leg(case: dict[str, Any], leg: int, folder: Path, scratch: Path) -> dict
             trainer.train_step(batches)
         result["probes"].append(findings)
         if not result["grads"]:
-            result["grads"] = gather(
-                {name: p.grad for name, p in parameters(trainer.model_parts).items()}
-            )
+            params = parameters(trainer.model_parts)
+            # A vision encoder has no part in a step on text.
+            result["grads"] = gather({k: p.grad for k, p in params.items() if p.grad is not None})
     result["metrics"], recorder.records = recorder.records, []
     keeps_state = case["keeps_state"] or not is_last
     result["state"] = gather(training_state(trainer)) if keeps_state else {}

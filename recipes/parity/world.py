@@ -69,7 +69,7 @@ class Result:
     """Logged metrics, one dictionary a step, of the rank that has the loss."""
 
     grads: dict[str, torch.Tensor]
-    """Gradients of the first step, before clipping, by parameter name."""
+    """Gradients of the first step, before clipping, by name of the parameters that have one."""
 
     initial: dict[str, torch.Tensor]
     """Initial parameters as the layout drew them."""
@@ -138,7 +138,8 @@ def run_cases(
                 yield case, Failure(**outcome)
             else:
                 path = Path(folder, f"{case.name}.pt")
-                yield case, Result(**torch.load(path, weights_only=True))
+                # Mapped, so that many large results need no memory; the file lives as long.
+                yield case, Result(**torch.load(path, weights_only=True, mmap=True))
 
 
 @contextmanager
