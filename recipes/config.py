@@ -54,6 +54,8 @@ from nitp.compose import check_composition  # noqa: E402
 from nitp.degrees import check_expert_ranks  # noqa: E402
 from nitp.export.importing import check_hf_folder  # noqa: E402
 from nitp.trainer import NITPTrainer  # noqa: E402
+from recipes.data.config import DataConfig  # noqa: E402
+from recipes.data.encoder import Encoder  # noqa: E402
 from recipes.data.loader import PackedDataLoader  # noqa: E402
 from recipes.data.tokenizer import resolve_tokenizer_path  # noqa: E402
 from recipes.float8 import convert_linears  # noqa: E402
@@ -105,7 +107,7 @@ def build_torchtitan_config(settings: Settings) -> Trainer.Config:
     assert isinstance(spec.model, Decoder.Config)
     tokenizer_path = resolve_tokenizer_path(values["tokenizer"]["path"])
     if os.path.isdir(tokenizer_path):  # a dry run may be where the tokenizer is not
-        _check_vocabulary(tokenizer_path, spec.model.vocab_size)
+        _check_tokenizer(tokenizer_path, data, spec.model.vocab_size)
     try:
         return Trainer.Config(
             model_spec=spec,
@@ -168,12 +170,16 @@ def count_fewest_ranks(parallelism: ParallelismConfig) -> int:
     return replicas * dp_shard * cp_tp
 
 
-def _check_vocabulary(tokenizer_path: str, vocab_size: int) -> None:
-    num_tokens = HuggingFaceTokenizer(tokenizer_path=tokenizer_path).get_vocab_size()
-    if num_tokens > vocab_size:
+def _check_tokenizer(tokenizer_path: str, data: DataConfig, vocab_size: int) -> None:
+    try:
+        tokenizer = HuggingFaceTokenizer(tokenizer_path=tokenizer_path)
+    except Exception as error:  # the tokenizers library raises no other class
+        raise ValueError(f"tokenizer.path ({tokenizer_path}) cannot be loaded: {error}") from error
+    encoder = Encoder(tokenizer, data.bos)
+    if encoder.num_ids > vocab_size:
         raise ValueError(
-            f"model.vocab_size ({vocab_size}) must be at least the tokenizer's number of tokens "
-            f"({num_tokens}). Raise it, or choose another tokenizer.path."
+            f"model.vocab_size ({vocab_size}) must be more than the tokenizer's largest token id "
+            f"({encoder.num_ids - 1}). Raise it, or choose another tokenizer.path."
         )
 
 

@@ -1,6 +1,10 @@
 """The options of the data pipeline. Plain data: no torch."""
 
+import re
+from collections import Counter
 from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, Literal
 
 EMBEDDED_CORPUS = "embedded://python"
 """Source path that means: the running Python's own standard library."""
@@ -8,17 +12,48 @@ EMBEDDED_CORPUS = "embedded://python"
 EMBEDDED_TOKENIZER = "embedded://python-bpe-8k"
 """Tokenizer path that means: a byte-level BPE trained once on the embedded corpus."""
 
+HUB = "hf://"
+"""Source paths that begin so are data sets of the Hugging Face hub."""
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class SourceConfig:
     """One source of documents, a `[[data.sources]]` table."""
 
     path: str
-    """A file, a glob (`**` recurses), or `embedded://python`. The ending tells the format: .jsonl,
-    .parquet; any other file is one plain-text document."""
+    """A file, a glob (`**` recurses), `hf://owner/name` or `hf://owner/name@revision` of the
+    Hugging Face hub (or of a folder in its layout, `hf://./folder`), or `embedded://python`. The
+    ending tells a file's format: .jsonl and .json hold one JSON object a line, .parquet one
+    document a row; any other file is one plain-text document. Each but .parquet may be compressed,
+    with a further ending .gz or .zst."""
+
+    name: str | None = None
+    """What log and TensorBoard call it; by default its number, from 0."""
+
+    weight: float = 1.0
+    """Its share of the training tokens, relative to the weights of the other sources. More than 0.
+    Each row of a batch comes from one source, so the shares are exact whatever the documents'
+    lengths. A source that ends begins again while others go on."""
 
     text: str = "text"
-    """JSONL and Parquet: the field that holds the document's text."""
+    """JSONL, Parquet, hub: the field that holds a document's text."""
+
+    tokens: str | None = None
+    """JSONL, Parquet, hub: the field that holds a document already tokenized, a list of token ids,
+    by the tokenizer of this run. In place of `text`."""
+
+    limit: int | None = None
+    """Use only its first so many documents, bad and held-out ones counted; all epochs use the
+    same. At least 1."""
+
+    split: str | None = None
+    """Hub only: the split of the data set, by default "train"."""
+
+    subset: str | None = None
+    """Hub only: the data set's configuration, where it has several."""
+
+    streaming: bool = False
+    """Hub only: read over the network while training, instead of downloading everything first."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -34,40 +69,86 @@ class DataConfig:
     shuffle: bool = True
     """Whether each epoch visits the documents in a new random order."""
 
+    shuffle_buffer: int = 256
+    """How many documents that lie together a stream holds at once to shuffle them. Where in the
+    data a stream reads is random anyway, and each stream reads somewhere else. At least 1."""
+
     num_streams: int = 64
     """Virtual streams that the documents are dealt to, at least 1 and at most the number of
-    documents. Row i of the data is row i // num_streams of stream i % num_streams, on any number
-    of ranks. The data-parallel degree must divide it."""
+    documents of each source. Row i of the data is row i // num_streams of stream i % num_streams,
+    on any number of ranks. The data-parallel degree must divide it."""
 
     num_epochs: int = -1
-    """How often to go through the documents; -1 is without end. With a finite number the data end
-    where the first stream does (use many documents per stream), and one pass of tokenization at
-    the start finds the step at which all ranks stop together."""
+    """How often to go through each source; -1 is without end. With a finite number the data end
+    where the first stream of the first source does (use many documents per stream), and one pass
+    of tokenization at the start finds the step at which all ranks stop together."""
 
     validation_fraction: float = 0.0
     """Share of the documents, chosen by a hash of their names, that training never sees and
     validation reads. At least 0, less than 1. The embedded tokenizer has not seen the documents
     held out by a share up to 0.1."""
 
+    bos: Literal["auto", "always", "never"] = "auto"
+    """Whether each document begins with BOS: auto as the tokenizer's own files say. It ends with
+    EOS in any case. Neither is doubled where text or token ids have it already."""
+
+    long_documents: Literal["continue", "truncate"] = "continue"
+    """What becomes of a document of more than seq_len tokens: continue in the stream's next rows,
+    each with positions from 0, or drop all but its first seq_len tokens. The label at a cut is the
+    document's true next token either way."""
+
+    on_error: Literal["raise", "skip"] = "raise"
+    """What a document that cannot be used does, such as a line that is no JSON: end the run with
+    an error that names file and line, or be skipped, counted and logged."""
+
     num_workers: int = 0
     """Worker processes per rank that read and tokenize ahead; the rows do not depend on it. They
     share the work evenly if it divides the rank's streams, num_streams / data-parallel degree."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError, one line, for a number out of range."""
-        rules = {
-            "seed": (0 <= self.seed < 2**32, "be from 0 to 2**32 - 1"),
-            "num_streams": (self.num_streams >= 1, "be at least 1"),
-            "num_epochs": (self.num_epochs == -1 or self.num_epochs >= 1, "be -1 or at least 1"),
-            "validation_fraction": (
-                0.0 <= self.validation_fraction < 1.0,
-                "be at least 0 and less than 1",
-            ),
-            "num_workers": (self.num_workers >= 0, "be at least 0"),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                default = type(self).__dataclass_fields__[name].default
+        """Raise ValueError, one line, for a value out of range or without effect."""
+        _check("data", self, "seed", 0 <= self.seed < 2**32, "be from 0 to 2**32 - 1")
+        for name in ("shuffle_buffer", "num_streams"):
+            _check("data", self, name, getattr(self, name) >= 1, "be at least 1")
+        has_end = self.num_epochs == -1 or self.num_epochs >= 1
+        _check("data", self, "num_epochs", has_end, "be -1 or at least 1")
+        is_share = 0.0 <= self.validation_fraction < 1.0
+        _check("data", self, "validation_fraction", is_share, "be at least 0 and less than 1")
+        _check("data", self, "num_workers", self.num_workers >= 0, "be at least 0")
+        for index, source in enumerate(self.sources):
+            _check_source(f"data.sources[{index}]", source)
+        for name, count in Counter(source_names(self)).items():
+            if count > 1:
                 raise ValueError(
-                    f"data.{name} ({getattr(self, name)}) must {rule}. The default is {default}."
+                    f'data.sources: {count} sources are called "{name}". Give each its own name.'
                 )
+
+
+def source_names(data: DataConfig) -> list[str]:
+    """What log and TensorBoard call each source."""
+    return [
+        str(index) if source.name is None else source.name
+        for index, source in enumerate(data.sources)
+    ]
+
+
+def _check_source(option: str, source: SourceConfig) -> None:
+    has_weight = isfinite(source.weight) and source.weight > 0
+    _check(option, source, "weight", has_weight, "be a number greater than 0")
+    _check(option, source, "limit", source.limit is None or source.limit >= 1, "be at least 1")
+    is_tag = source.name is None or re.fullmatch(r"[\w.-]+", source.name)
+    _check(option, source, "name", is_tag, "consist of letters, digits and . _ -")
+    is_text = source.tokens is None or source.text == "text"
+    _check(option, source, "text", is_text, f"be left out, as {option}.tokens is given")
+    if not source.path.startswith(HUB):
+        for name in ("split", "subset", "streaming"):
+            is_default = not getattr(source, name)
+            _check(option, source, name, is_default, f"be left out, as path does not begin {HUB}")
+
+
+def _check(table: str, config: Any, name: str, holds: object, rule: str) -> None:
+    if not holds:
+        default = type(config).__dataclass_fields__[name].default
+        raise ValueError(
+            f"{table}.{name} ({getattr(config, name)}) must {rule}. The default is {default}."
+        )

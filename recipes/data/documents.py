@@ -1,248 +1,150 @@
-"""Documents by index: the records of JSONL, Parquet and text files, read when asked for.
+"""The documents of a split: the blocks of its sources, without what the other split has.
 
-A document has a stable name (`file`, or `file:line`) and a text. Imports no torch. Readers keep no
-open file, so worker processes may share them.
+Imports no torch.
 """
 
-import functools
-import json
-from array import array
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal, Protocol
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import chain, islice
+from typing import Any, Literal
 
-import numpy as np
-
-from recipes.data.config import DataConfig
-from recipes.data.sources import SourceFile, find_files, is_validation
+from recipes.data.blocks import Block
+from recipes.data.config import HUB, DataConfig
+from recipes.data.formats import load_blocks
+from recipes.data.records import BadDocumentError, Value
+from recipes.data.sources import find_files, is_validation
 
 Split = Literal["train", "validation"]
 
-_ROW_GROUP_CACHE = 8
-"""Row groups held per process: a shuffle window (packing.SHUFFLE_WINDOW) and the next one."""
-
-
-class Reader(Protocol):
-    """The documents of one file, numbered from 0."""
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """The document's name, the same on every machine."""
-        ...
-
-    def text(self, index: int) -> str:
-        """The document's text, possibly empty. Raises ValueError that names file and line."""
-        ...
-
-    def blocks(self) -> np.ndarray:
-        """int64 [len(self)], non-decreasing from 0: documents that are read together share one."""
-        ...
-
-
-class TextReader:
-    """A UTF-8 text file: one document."""
-
-    def __init__(self, file: SourceFile) -> None:
-        self.file = file
-
-    def __len__(self) -> int:
-        return 1
-
-    def name(self, index: int) -> str:
-        return self.file.name
-
-    def text(self, index: int) -> str:
-        try:
-            return self.file.path.read_bytes().decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{self.file.option}.path: {self.file.path} is not UTF-8 text "
-                f"(byte {error.start}). Convert or exclude the file."
-            ) from error
-
-    def blocks(self) -> np.ndarray:
-        return np.zeros(1, np.int64)
-
-
-class JsonLinesReader:
-    """A JSONL file: each line that is not blank is a document. Scans the file once for lines."""
-
-    def __init__(self, file: SourceFile) -> None:
-        self.file = file
-        numbers, offsets, offset = array("q"), array("q"), 0
-        with file.path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    numbers.append(number)
-                    offsets.append(offset)
-                offset += len(line)
-        self._numbers, self._offsets = numbers, offsets
-        if numbers:
-            self.text(0)  # a wrong field name shows at once, not in the middle of a run
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def name(self, index: int) -> str:
-        return f"{self.file.name}:{self._numbers[index]}"
-
-    def text(self, index: int) -> str:
-        # Opened anew each time: processes forked from one that holds it open share its position.
-        with self.file.path.open("rb") as lines:
-            lines.seek(self._offsets[index])
-            line = lines.readline()
-        where = f"{self.file.path}:{self._numbers[index]}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:  # also UnicodeDecodeError
-            raise ValueError(
-                f"{self.file.option}.path: {where} is not valid JSON ({error}). "
-                "Correct or remove the line."
-            ) from error
-        if not isinstance(record, dict):
-            raise ValueError(
-                f"{self.file.option}.path: {where} is not a JSON object. "
-                f'Write the line as {{"{self.file.text}": "..."}}.'
-            )
-        if self.file.text not in record:
-            raise _missing_field(self.file, where, list(record))
-        return _check_text(self.file, where, record[self.file.text])
-
-    def blocks(self) -> np.ndarray:
-        return np.arange(len(self), dtype=np.int64)
-
-
-class ParquetReader:
-    """A Parquet file: each row is a document. Reads the text column, one row group at a time."""
-
-    def __init__(self, file: SourceFile) -> None:
-        import pyarrow
-        import pyarrow.parquet as pq
-
-        self.file = file
-        try:
-            metadata = pq.read_metadata(file.path)
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(
-                f"{file.option}.path: {file.path} is not a Parquet file. Rename or remove it."
-            ) from error
-        names = metadata.schema.to_arrow_schema().names
-        if file.text not in names:
-            raise _missing_field(file, str(file.path), names)
-        groups = range(metadata.num_row_groups)
-        self._rows = np.array([metadata.row_group(g).num_rows for g in groups], np.int64)
-        self._ends = np.cumsum(self._rows)
-
-    def __len__(self) -> int:
-        return int(self._rows.sum())
-
-    def name(self, index: int) -> str:
-        return f"{self.file.name}:{index + 1}"
-
-    def text(self, index: int) -> str:
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        first = int(self._ends[group] - self._rows[group])
-        value = _load_row_group(self.file.path, group, self.file.text)[index - first].as_py()
-        return _check_text(self.file, f"{self.file.path}:{index + 1}", value)
-
-    def blocks(self) -> np.ndarray:
-        return np.repeat(np.arange(len(self._rows)), self._rows)
+_NUM_TRIED = 100
+"""With data.on_error = "skip", one of so many first documents of a source must be good."""
 
 
 class Documents:
-    """The documents of one split, numbered from 0 in the order of the sources."""
+    """The documents of one source, or several, in one split, block by block."""
 
-    def __init__(self, readers: list[Reader], ids_N: np.ndarray) -> None:
-        """ids_N int64: which documents, of all that `readers` have together, ascending."""
-        self._readers = readers
-        self._starts = np.cumsum([0] + [len(reader) for reader in readers])
-        self._ids_N = ids_N
+    def __init__(
+        self, option: str, blocks: Sequence[Block], has: Callable[[str], bool] | None = None
+    ) -> None:
+        """option: what error messages call the source. has: whether the split has the document of
+        that name; None, it has all."""
+        self.option = option
+        self._blocks = blocks
+        self._has = has
 
     def __len__(self) -> int:
-        return len(self._ids_N)
+        """Blocks."""
+        return len(self._blocks)
 
-    def name(self, index: int) -> str:
+    def read(self, block: int) -> Iterator[tuple[int, Any]]:
+        """(key, document not yet parsed) of each document of the block that the split has."""
+        source = self._blocks[block]
+        try:
+            for key, raw in source.read():
+                if self._has is None or self._has(source.name(key)):
+                    yield key, raw
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def parse(self, block: int, raw: Any) -> Value:
+        """The document, as `read` yields it. Raises BadDocumentError."""
+        if isinstance(raw, BadDocumentError):
+            raise BadDocumentError(str(raw))  # anew: one raised again and again keeps every frame
+        try:
+            return self._blocks[block].parse(raw)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def name(self, block: int, key: int) -> str:
         """The document's name, the same on every machine."""
-        reader, local = self._locate(index)
-        return reader.name(local)
+        return self._blocks[block].name(key)
 
-    def text(self, index: int) -> str:
-        """The document's text, possibly empty. Raises ValueError that names file and line."""
-        reader, local = self._locate(index)
-        return reader.text(local)
+    def complain(self, block: int, key: int, error: BadDocumentError) -> ValueError:
+        """The error, one line, that says where the document lies on this machine."""
+        return ValueError(error.at(self._blocks[block].locate(key)))
 
-    def blocks(self) -> np.ndarray:
-        """int64 [N], non-decreasing: documents that are read together (a row group) share one."""
-        blocks, first = [np.zeros(0, np.int64)], 0
-        for reader in self._readers:
-            if len(reader):
-                blocks.append(reader.blocks() + first)
-                first = int(blocks[-1][-1]) + 1
-        return np.concatenate(blocks)[self._ids_N]
+    def check_first(self, num_documents: int) -> None:
+        """Raise ValueError unless one of the first so many is good: a wrong field shows at once."""
+        complaint: ValueError | None = None
+        for block, key, raw in islice(self._read_all(), num_documents):
+            try:
+                self.parse(block, raw)
+                return
+            except BadDocumentError as error:
+                complaint = complaint or self.complain(block, key, error)
+        if complaint is not None:
+            raise complaint
 
-    def _locate(self, index: int) -> tuple[Reader, int]:
-        document = int(self._ids_N[index])
-        reader = int(np.searchsorted(self._starts, document, side="right")) - 1
-        return self._readers[reader], document - int(self._starts[reader])
+    def count(self, at_most: int) -> int:
+        """The number of documents; reads no more than `at_most`."""
+        return sum(1 for _ in islice(self._read_all(), at_most))
+
+    def _read_all(self) -> Iterator[tuple[int, int, Any]]:
+        for block in range(len(self)):
+            for key, raw in self.read(block):
+                yield block, key, raw
+
+    def _unreadable(self, error: OSError) -> ValueError:
+        return ValueError(f"{self.option}.path cannot be read: {' '.join(str(error).split())}")
 
 
-def load_documents(data: DataConfig, split: Split) -> Documents:
-    """Index the sources; texts are read later. Raises ValueError if the split is empty."""
-    readers = [_load_reader(file) for file in find_files(data)]
-    total, fraction = sum(map(len, readers)), data.validation_fraction
-    if total == 0:
-        raise ValueError("data.sources hold no documents: all files are empty. Name other files.")
-    if fraction > 0:
-        held_out = np.fromiter(
-            (is_validation(r.name(i), fraction) for r in readers for i in range(len(r))),
-            bool,
-            total,
-        )
-    else:  # hashes millions of names for nothing otherwise
-        held_out = np.zeros(total, bool)
-    ids_N = np.flatnonzero(held_out if split == "validation" else ~held_out)
-    if len(ids_N) == 0:
-        remedy = "Raise" if split == "validation" else "Lower"
+def load_documents(data: DataConfig, split: Split) -> list[Documents]:
+    """Index the sources; reads the first few documents, and as many as a source's limit.
+
+    For training the documents of each source, for validation those of all sources in one. Raises
+    ValueError if a source cannot be read, or the split has too few documents.
+    """
+    fraction, is_training = data.validation_fraction, split == "train"
+    files, blocks = find_files(data), []
+    for index, source in enumerate(data.sources):
+        option = f"data.sources[{index}]"
+        own_files = [file for file in files if file.source == index]
+        blocks.append(load_blocks(option, source, own_files, data))
+        tried = 1 if data.on_error == "raise" else _NUM_TRIED
+        Documents(option, blocks[-1]).check_first(tried)
+
+    def has(name: str) -> bool:
+        return is_validation(name, fraction) != is_training
+
+    selection = has if fraction > 0 or not is_training else None
+    if is_training:
+        found = [
+            Documents(f"data.sources[{index}]", source_blocks, selection)
+            for index, source_blocks in enumerate(blocks)
+        ]
+    else:
+        found = [Documents("data.sources", [*chain.from_iterable(blocks)], selection)]
+    for documents in found:
+        _check_count(documents, data, split)
+    return found
+
+
+def _check_count(documents: Documents, data: DataConfig, split: Split) -> None:
+    needed = data.num_streams if split == "train" else 1
+    count = documents.count(needed)
+    if count == 0 and data.validation_fraction == 0 and split == "train":
+        raise ValueError(f"{documents.option} has no documents. Name other files.")
+    if count == 0:
+        remedy = "Lower" if split == "train" else "Raise"
         raise ValueError(
-            f"data.validation_fraction ({fraction}) leaves no document of {total} for {split}. "
-            f"{remedy} it or add documents."
+            f"data.validation_fraction ({data.validation_fraction}) leaves no document of "
+            f"{documents.option} for {split}. {remedy} it or add documents."
         )
-    return Documents(readers, ids_N)
-
-
-def _load_reader(file: SourceFile) -> Reader:
-    readers: dict[str, Callable[[SourceFile], Reader]] = {
-        ".jsonl": JsonLinesReader,
-        ".parquet": ParquetReader,
-    }
-    return readers.get(file.path.suffix, TextReader)(file)
-
-
-@functools.lru_cache(maxsize=_ROW_GROUP_CACHE)
-def _load_row_group(path: Path, group: int, field: str) -> Any:
-    """The column `field` of one row group, a pyarrow array."""
-    import pyarrow.parquet as pq
-
-    # Without threads: this also runs in forked workers, whose thread pools are gone.
-    file = pq.ParquetFile(path, pre_buffer=False)
-    return file.read_row_group(group, columns=[field], use_threads=False).column(field)
-
-
-def _missing_field(file: SourceFile, where: str, fields: list[str]) -> ValueError:
-    return ValueError(
-        f"{file.option}.text ({file.text}) is not a field of {where}, which has: "
-        f"{', '.join(fields) or 'none'}. Name the field that holds the text."
-    )
-
-
-def _check_text(file: SourceFile, where: str, value: object) -> str:
-    """`value` if it is a string; null counts as an empty document. Raises ValueError."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
+    if count < needed:
         raise ValueError(
-            f"{file.option}.text ({file.text}) must be a field with strings, but {where} has "
-            f"{type(value).__name__}. Name the field that holds the text."
+            f"data.num_streams ({needed}) must be at most the number of documents of "
+            f"{documents.option} ({count}). Lower it or add documents."
         )
-    return value
+
+
+def compute_fingerprint(data: DataConfig, documents: list[Documents]) -> str:
+    """16 hex digits that other sources, files, fields, weights or limits would change."""
+    parts: list[Any] = [(file.source, file.name, file.num_bytes) for file in find_files(data)]
+    for source, found in zip(data.sources, documents, strict=True):
+        options = asdict(source)
+        del options["name"]
+        if not source.path.startswith(HUB):
+            del options["path"]  # files may move
+        parts.append((sorted(options.items()), len(found)))
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()

@@ -1,39 +1,22 @@
-"""The packed data: row i as a function of documents, order, sequence length and stream count.
+"""The rows of one source: its documents, stream by stream, cut into rows of equal length.
 
-    documents of stream j in an epoch   order[j], order[j + S], order[j + 2S], ...   (S streams)
-    row i of the data                   row i // S of stream i % S
+Knows nothing of other sources, ranks, workers or batches. Imports no torch.
 
-Knows nothing of ranks, workers or batches; the loader chooses rows. Imports no torch.
-
-Shape suffixes: N = documents of the split, T = tokens of a document, L = sequence length,
-3 = input, position, label.
+Shape suffixes: T = tokens of a document, L = sequence length, J = streams, 3 = input, position,
+label.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
-SHUFFLE_WINDOW = 4
-"""Blocks (Parquet row groups) whose documents are shuffled together. A shuffle over all of them
-would read a whole row group for each document."""
-
-
-class DocumentSource(Protocol):
-    """What packing asks of documents; `documents.Documents` has it."""
-
-    def __len__(self) -> int: ...
-
-    def text(self, index: int) -> str: ...
-
-    def blocks(self) -> np.ndarray: ...
-
-
-class TextTokenizer(Protocol):
-    """What packing asks of a tokenizer; TorchTitan's HuggingFaceTokenizer has it."""
-
-    eos_id: int | None
-
-    def encode(self, text: str, *, add_bos: bool, add_eos: bool) -> list[int]: ...
+from recipes.data.documents import Documents
+from recipes.data.encoder import Encoder
+from recipes.data.order import Order
+from recipes.data.records import BadDocumentError
 
 
 class Cursor(NamedTuple):
@@ -42,107 +25,102 @@ class Cursor(NamedTuple):
     epoch: int
     """From 0."""
 
-    document: int
-    """Which of the stream's documents in that epoch; their number: the epoch is over."""
+    block: int
+    """Which of the blocks that the stream reads in that epoch."""
+
+    place: int
+    """The document's place in the order of that block's documents."""
 
     offset: int
     """Input tokens of that document in earlier rows."""
 
 
-START = Cursor(0, 0, 0)
+START = Cursor(0, 0, 0, 0)
+
+_EMPTY_EPOCHS = 8
+"""So many in succession are no accident of the order: a stream of few documents may have one."""
 
 
-class PackedData:
-    """The rows of one split.
+@dataclass(slots=True)
+class Row:
+    """A row, and what came with it."""
 
-    Raises ValueError if the tokenizer has no EOS or there are fewer documents than streams.
-    """
+    row_3L: np.ndarray
+    """Inputs, positions and labels, int64."""
+
+    cursor: Cursor
+    """The stream's after this row."""
+
+    documents: list[str]
+    """Names of the documents that the row has tokens of."""
+
+    num_skipped: int
+    """Bad documents passed over since the stream's previous row."""
+
+    complaint: str | None
+    """What was wrong with the last of them."""
+
+
+class PackedSource:
+    """The rows of one source."""
 
     def __init__(
         self,
-        documents: DocumentSource,
-        tokenizer: TextTokenizer,
+        documents: Documents,
+        encoder: Encoder,
+        order: Order,
         *,
         seq_len: int,
-        num_streams: int,
         num_epochs: int = -1,
-        shuffle: bool = True,
-        seed: int = 0,
+        truncates: bool = False,
+        skips_bad: bool = False,
     ) -> None:
-        """num_epochs -1: without end."""
-        if tokenizer.eos_id is None:
-            raise ValueError(
-                "tokenizer.path: the tokenizer has no EOS, the label of each document's last "
-                'token. Add "eos_token" to its tokenizer_config.json.'
-            )
-        if len(documents) < num_streams:
-            raise ValueError(
-                f"data.num_streams ({num_streams}) must be at most the number of documents "
-                f"({len(documents)}). Lower it or add documents."
-            )
-        self.seq_len = seq_len
-        self.num_streams = num_streams
-        self.num_epochs = num_epochs
-        self._documents = documents
-        self._tokenizer = tokenizer
-        self._shuffle = shuffle
-        self._seed = seed
-        self._blocks_N = documents.blocks()
-        self._orders: dict[int, np.ndarray] = {}
+        """num_epochs -1: without end. truncates: a document has at most seq_len input tokens.
+        skips_bad: a bad document is passed over, not an error."""
+        self.documents, self.order = documents, order
+        self.seq_len, self.num_epochs = seq_len, num_epochs
+        self.skips_bad = skips_bad
+        self._encoder = encoder
+        self._max_tokens = seq_len + 1 if truncates else None
 
-    def compute_order(self, epoch: int) -> np.ndarray:
-        """The documents in the order of `epoch`, a permutation, int64 [N].
+    def open_stream(self, stream: int, cursor: Cursor = START) -> "SourceStream":
+        """The stream's rows from `cursor` on."""
+        return SourceStream(self, stream, cursor)
 
-        Shuffled: blocks come in random order; each run of SHUFFLE_WINDOW blocks is one window, in
-        which documents come in random order. With blocks of one document, uniform.
-        """
-        if epoch not in self._orders:
-            # Streams of different length are at most about one epoch apart.
-            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            order = np.arange(len(self._documents))
-            if self._shuffle:
-                # RandomState, not Generator: its numbers are the same in every numpy release.
-                random = np.random.RandomState([self._seed, epoch])
-                rank = random.permutation(int(self._blocks_N[-1]) + 1)
-                window_N = rank[self._blocks_N] // SHUFFLE_WINDOW
-                order = np.lexsort((random.permutation(len(order)), window_N))
-            self._orders[epoch] = order
-        return self._orders[epoch]
+    def compute_tokens(self, block: int, raw: object) -> np.ndarray:
+        """A document's tokens, int64 [T + 1]; [1] if it is empty. Raises BadDocumentError."""
+        tokens = self._encoder.encode(self.documents.parse(block, raw))
+        return tokens[: self._max_tokens]
 
-    def compute_tokens(self, document: int) -> np.ndarray:
-        """The document's tokens and EOS, int64 [T + 1]; [1] if it is empty.
-
-        The document's own tokens hold EOS only where its text spells it.
-        """
-        text = self._documents.text(document)
-        tokens = self._tokenizer.encode(text, add_bos=False, add_eos=False) if text else []
-        eos = self._tokenizer.eos_id
-        assert eos is not None, "checked at construction"
-        if not tokens or tokens[-1] != eos:  # some tokenizers append EOS unasked
-            tokens.append(eos)
-        return np.array(tokens, np.int64)
-
-    def open_stream(self, index: int, cursor: Cursor = START) -> "Stream":
-        """Stream `index`, whose next row begins at `cursor`."""
-        return Stream(self, index, cursor)
-
-    def count_rows(self) -> int:
-        """How many rows there are before the first that is missing. Tokenizes every document.
-
-        Asserts a finite num_epochs.
-        """
+    def count_tokens(self, num_streams: int) -> np.ndarray:
+        """Input tokens of each stream in all epochs, int64 [J]. Tokenizes every document once, and
+        holds 8 bytes for each. Asserts a finite num_epochs."""
         assert self.num_epochs > 0, "data without end"
-        num_documents = len(self._documents)
-        lengths_N = np.array([len(self.compute_tokens(d)) - 1 for d in range(num_documents)])
-        tokens = np.zeros(self.num_streams, np.int64)
+        order, documents = self.order, self.documents
+        lengths = [
+            np.array([self._count(block, *record) for record in documents.read(block)], np.int64)
+            for block in range(len(documents))
+        ]
+        tokens_J = np.zeros(num_streams, np.int64)
         for epoch in range(self.num_epochs):
-            order = self.compute_order(epoch)
-            for stream in range(self.num_streams):
-                tokens[stream] += lengths_N[order[stream :: self.num_streams]].sum()
-        return int((tokens // self.seq_len * self.num_streams + np.arange(self.num_streams)).min())
+            for stream in range(num_streams):
+                for position, block in enumerate(order.blocks_of(stream, epoch)):
+                    for first in range(0, len(lengths[block]), order.buffer):
+                        part = lengths[block][first : first + order.buffer]
+                        _, visited = order.visit(stream, epoch, block, position, first, len(part))
+                        tokens_J[stream] += part[visited].sum()
+        return tokens_J
+
+    def _count(self, block: int, key: int, raw: object) -> int:
+        try:
+            return len(self.compute_tokens(block, raw)) - 1
+        except BadDocumentError as error:
+            if self.skips_bad:
+                return 0
+            raise self.documents.complain(block, key, error) from error
 
 
-class Stream:
+class SourceStream:
     """The rows of one stream, in order.
 
     Documents follow each other without padding. One that does not fit goes on in the next row,
@@ -150,57 +128,88 @@ class Stream:
     is still its next token.
     """
 
-    def __init__(self, data: PackedData, index: int, cursor: Cursor) -> None:
-        self.cursor = cursor
-        """Where the next row begins."""
-        self._data = data
-        self._index = index
-        self._epoch = -1
-        self._documents = np.zeros(0, np.int64)  # the stream's own, in the order of that epoch
+    def __init__(self, source: PackedSource, stream: int, cursor: Cursor) -> None:
+        self._source = source
+        self._stream = stream
+        self._cursor = cursor
+        self._visits = self._visit(cursor)
         self._tokens: np.ndarray | None = None  # of the document at the cursor
-        self._empty_run = 0
+        self._name = ""
+        self._num_skipped = 0  # since the last row
+        self._complaint: str | None = None
 
-    def next_row(self) -> np.ndarray | None:
-        """Inputs, positions and labels, int64 [3, L]; None at the end, with the rest dropped.
+    def next_row(self) -> Row | None:
+        """None at the end, with the rest dropped.
 
-        Raises ValueError if as many documents in succession as the stream has are empty.
+        Raises ValueError for a bad document, unless skipped, and if the stream has no tokens.
         """
-        length = self._data.seq_len
-        row_3L = np.empty((3, length), np.int64)
-        filled = 0
+        length = self._source.seq_len
+        row_3L, names, filled = np.empty((3, length), np.int64), [], 0
         while filled < length:
-            epoch, index, offset = self.cursor
-            if epoch == self._data.num_epochs:
-                return None
-            if epoch != self._epoch:
-                order = self._data.compute_order(epoch)
-                self._documents = order[self._index :: self._data.num_streams].copy()
-                self._epoch = epoch
-            if index == len(self._documents):
-                self.cursor = Cursor(epoch + 1, 0, 0)
-                continue
             if self._tokens is None:
-                self._tokens = self._data.compute_tokens(int(self._documents[index]))
-                self._guard_against_emptiness()
-            tokens = self._tokens
+                visit = next(self._visits, None)
+                if visit is None:
+                    return None
+                self._cursor, self._name, self._tokens = visit
+            tokens, offset = self._tokens, self._cursor.offset
             taken = min(length - filled, len(tokens) - 1 - offset)
             segment = slice(filled, filled + taken)
             row_3L[0, segment] = tokens[offset : offset + taken]
             row_3L[1, segment] = np.arange(taken)
             row_3L[2, segment] = tokens[offset + 1 : offset + 1 + taken]
+            names.append(self._name)
             filled += taken
-            self.cursor = Cursor(epoch, index, offset + taken)
-            if self.cursor.offset == len(tokens) - 1:
-                self.cursor = Cursor(epoch, index + 1, 0)
+            self._cursor = self._cursor._replace(offset=offset + taken)
+            if self._cursor.offset == len(tokens) - 1:
+                self._cursor = self._cursor._replace(place=self._cursor.place + 1, offset=0)
                 self._tokens = None
-        return row_3L
+        row = Row(row_3L, self._cursor, names, self._num_skipped, self._complaint)
+        self._num_skipped, self._complaint = 0, None
+        return row
 
-    def _guard_against_emptiness(self) -> None:
-        assert self._tokens is not None
-        num_documents = len(self._documents)
-        self._empty_run = self._empty_run + 1 if len(self._tokens) == 1 else 0
-        if self._empty_run >= num_documents:
-            raise ValueError(
-                f"data.sources: all {num_documents} documents of a stream are empty. Remove empty "
-                f"documents or lower data.num_streams ({self._data.num_streams})."
-            )
+    def _visit(self, start: Cursor) -> Iterator[tuple[Cursor, str, np.ndarray]]:
+        """From `start` on, each document that is not empty: cursor, name and tokens."""
+        source, documents = self._source, self._source.documents
+        epoch, position, place, _ = start
+        last_epoch = epoch  # with a token
+        while epoch != source.num_epochs:
+            blocks = source.order.blocks_of(self._stream, epoch)
+            while position < len(blocks):
+                block = int(blocks[position])
+                for cursor, key, raw in self._read(block, Cursor(epoch, position, place, 0)):
+                    tokens = self._encode(block, key, raw)
+                    if tokens is not None and len(tokens) > 1:
+                        last_epoch = epoch
+                        cursor = start if cursor[:3] == start[:3] else cursor
+                        yield cursor, documents.name(block, key), tokens
+                position, place = position + 1, 0
+            if epoch - last_epoch == _EMPTY_EPOCHS:
+                raise ValueError(
+                    f"{documents.option}: stream {self._stream} finds no document with tokens in "
+                    f"{_EMPTY_EPOCHS} epochs. Remove empty documents or lower data.num_streams."
+                )
+            epoch, position = epoch + 1, 0
+
+    def _read(self, block: int, start: Cursor) -> Iterator[tuple[Cursor, int, object]]:
+        """The stream's documents of a block from `start` on: cursor, key, not yet parsed."""
+        order = self._source.order
+        first = start.place - start.place % order.buffer
+        records = islice(self._source.documents.read(block), first, None)
+        while window := list(islice(records, order.buffer)):
+            visits = order.visit(self._stream, start.epoch, block, start.block, first, len(window))
+            for place, index in zip(*visits, strict=True):
+                if place >= start.place:
+                    yield start._replace(place=int(place)), *window[index]
+            first += len(window)
+
+    def _encode(self, block: int, key: int, raw: object) -> np.ndarray | None:
+        """The document's tokens; None, and counted, if it is bad and to be skipped."""
+        documents = self._source.documents
+        try:
+            return self._source.compute_tokens(block, raw)
+        except BadDocumentError as error:
+            if not self._source.skips_bad:
+                raise documents.complain(block, key, error) from error
+            self._num_skipped += 1
+            self._complaint = error.at(documents.name(block, key))
+            return None

@@ -8,7 +8,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.data.config import EMBEDDED_CORPUS, DataConfig
+from recipes.data.config import EMBEDDED_CORPUS, HUB, DataConfig
 from recipes.data.corpus import find_corpus_files
 
 _WILDCARDS = frozenset("*?[")
@@ -24,27 +24,34 @@ class SourceFile:
     name: str
     """Its path below the folder in which the source begins: the same on every machine."""
 
-    option: str
-    """The source it belongs to, such as `data.sources[0]`; error messages begin with it."""
+    num_bytes: int
+    """Its size."""
 
-    text: str
-    """The field of its records that holds the text."""
+    source: int
+    """Number of the source it belongs to."""
+
+    @property
+    def option(self) -> str:
+        """What error messages call the source."""
+        return f"data.sources[{self.source}]"
 
 
 def check_sources(data: DataConfig) -> None:
-    """Raise ValueError, one line, unless every source names files. Opens none of them."""
+    """Raise ValueError, one line, unless every source names files. Opens none of them, and does
+    not ask the hub."""
     find_files(data)
 
 
 def find_files(data: DataConfig) -> list[SourceFile]:
-    """The files of all sources, in the order of the sources, those of one source by name.
+    """The files of all sources, in the order of the sources, those of one source by name. A source
+    of the hub has none.
 
     Raises ValueError if there is no source, a source matches no file, or two match the same file.
     """
     if not data.sources:
         raise ValueError(
-            "data.sources is empty. Add a [[data.sources]] table whose path is a file, a glob or "
-            f"{EMBEDDED_CORPUS}."
+            "data.sources is empty. Add a [[data.sources]] table whose path is a file, a glob, "
+            f"{HUB}owner/name or {EMBEDDED_CORPUS}."
         )
     files: list[SourceFile] = []
     owners: dict[Path, str] = {}
@@ -57,7 +64,8 @@ def find_files(data: DataConfig) -> list[SourceFile]:
                     f"{option}.path ({source.path}) matches {path}, which {owner} has already. "
                     "Name each file in one source."
                 )
-            files.append(SourceFile(path=path, name=name, option=option, text=source.text))
+            size = path.stat().st_size
+            files.append(SourceFile(path=path, name=name, num_bytes=size, source=index))
     return files
 
 
@@ -71,13 +79,16 @@ def is_validation(name: str, fraction: float) -> bool:
 
 
 def _match(option: str, pattern: str) -> list[tuple[str, Path]]:
-    """(name, path) of the files that a source's path means, sorted by name, at least one."""
+    """(name, path) of the files that a source's path means, sorted by name, at least one unless
+    the hub has them."""
     if pattern == EMBEDDED_CORPUS:
         return find_corpus_files()
+    if pattern.startswith(HUB) and len(pattern) > len(HUB):
+        return []
     if "://" in pattern:
         raise ValueError(
             f"{option}.path ({pattern}) is not a known source. "
-            f"Give a file, a glob or {EMBEDDED_CORPUS}."
+            f"Give a file, a glob, {HUB}owner/name or {EMBEDDED_CORPUS}."
         )
     path = Path(pattern)
     if path.is_file():

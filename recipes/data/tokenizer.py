@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from recipes.data.config import EMBEDDED_TOKENIZER
 from recipes.data.corpus import compute_record, find_corpus_files
@@ -41,12 +42,27 @@ def check_tokenizer(path: str) -> None:
         raise ValueError(
             f"tokenizer.path ({path}) has none of {', '.join(_TOKENIZER_FILES)}. {rule}"
         )
-    config = folder / "tokenizer_config.json"
-    if not config.is_file() or json.loads(config.read_bytes()).get("eos_token") is None:
+    if _read_config(folder).get("eos_token") is None:
         raise ValueError(
             f"tokenizer.path ({path}): tokenizer_config.json names no eos_token, the label of each "
             'document\'s last token. Add "eos_token".'
         )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json; empty if there is none."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"tokenizer.path: {path} is not valid JSON ({error}). Correct or replace the file."
+        ) from error
+    if not isinstance(config, dict):
+        raise ValueError(f"tokenizer.path: {path} is not a JSON object. Replace the file.")
+    return config
 
 
 def resolve_tokenizer_path(path: str) -> str:

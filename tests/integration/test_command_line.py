@@ -103,7 +103,8 @@ def test_a_missing_config_file_names_the_nearest():
         (["--activation_checkpoint.mode=memory_budget"],
          "Memory budget activation checkpointing requires the model to be compiled"),
         (["--training.seq_len=250"], "training.seq_len (250) must be a multiple of loss.num"),
-        (["--model.vocab_size=4096"], "model.vocab_size (4096) must be at least the tokenizer's"),
+        (["--model.vocab_size=8191"], "model.vocab_size (8191) must be more than the tokenizer's"),
+        (["--data.bos=always"], "data.bos (always) needs a tokenizer with BOS."),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_by_name(arguments, message):
@@ -154,6 +155,13 @@ def test_the_9b_summary_equals_the_closed_form():
     assert f"parameters, projector {12 * d * d:,}" in done.stdout
     assert f"of which NITP {72 * d * d + 18 * d:.4g}" in done.stdout
     assert "ranks                 8 (8 shards of each parameter)" in done.stdout
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused_by_name(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    with pytest.raises(ValueError, match=r"^tokenizer\.path \(.*\) cannot be loaded: EOF"):
+        load_config(DEBUG, [f"--tokenizer.path={tmp_path}"])
 
 
 def test_help_lists_every_option_with_its_docstring():

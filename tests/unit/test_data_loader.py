@@ -1,6 +1,8 @@
 """Rows over ranks and workers, and resuming, against rows packed stream by stream."""
 
 import json
+import multiprocessing
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,8 +15,10 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from recipes.data.config import DataConfig, SourceConfig
 from recipes.data.documents import load_documents
+from recipes.data.encoder import Encoder
 from recipes.data.loader import PackedDataLoader
-from recipes.data.packing import PackedData
+from recipes.data.mixture import PackedData
+from recipes.data.packing import START, Row, SourceStream
 from recipes.data.tokenizer import save_bpe_tokenizer
 
 SEQ_LEN, GLOBAL_BATCH, NUM_STREAMS = 16, 8, 16
@@ -86,18 +90,22 @@ def load_part(loaders: list[PackedDataLoader], state: dict[str, Any]) -> None:
         loader.load_state_dict({key: state[key] for key in loader.state_dict()})
 
 
+def pack(data: DataConfig, tokenizer: HuggingFaceTokenizer, num_epochs: int = -1) -> PackedData:
+    return PackedData(
+        data,
+        load_documents(data, "train"),
+        Encoder(tokenizer),
+        seq_len=SEQ_LEN,
+        num_epochs=num_epochs,
+    )
+
+
 def expected_rows(data: DataConfig, tokenizer: HuggingFaceTokenizer, count: int) -> Rows:
     """Row i is row i // S of stream i % S."""
-    packed = PackedData(
-        load_documents(data, "train"),
-        tokenizer,
-        seq_len=SEQ_LEN,
-        num_streams=data.num_streams,
-        shuffle=data.shuffle,
-        seed=data.seed,
-    )
-    streams = [packed.open_stream(j) for j in range(data.num_streams)]
-    return [streams[i % data.num_streams].next_row().tolist() for i in range(count)]
+    packed = pack(data, tokenizer)
+    cursors = [START] * len(data.sources)
+    streams = [packed.open_stream(j, j, cursors) for j in range(data.num_streams)]
+    return [streams[i % data.num_streams].next_row()[1].row_3L.tolist() for i in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +141,7 @@ def test_resuming_twice_continues_exactly(
         rows += [row for batch in draw([loader], count) for row in batch]
         state = loader.state_dict()
     assert rows == expected_rows(data, tokenizer, 17 * GLOBAL_BATCH)
-    assert int(state["stream_0"][0]) > 0, "the test must cross an epoch"
+    assert int(state["stream_0"][0, 0]) > 0, "the test must cross an epoch"
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 4), (2, 1), (1, 8), (4, 4)])
@@ -198,11 +206,9 @@ def test_with_finite_epochs_all_ranks_stop_after_the_last_complete_global_batch(
     num_workers: int, data: DataConfig, tokenizer: HuggingFaceTokenizer
 ) -> None:
     data = replace(data, num_streams=4, num_epochs=2, num_workers=num_workers)
-    packed = PackedData(
-        load_documents(data, "train"), tokenizer, seq_len=SEQ_LEN, num_streams=4, num_epochs=2
-    )
-    count = packed.count_rows() // GLOBAL_BATCH
-    assert packed.count_rows() % GLOBAL_BATCH and count > 2
+    num_rows = pack(data, tokenizer, num_epochs=2).count_rows()
+    count = num_rows // GLOBAL_BATCH
+    assert num_rows % GLOBAL_BATCH and count > 2
     for num_ranks in (1, 2, 4):
         loaders = build_ranks(data, tokenizer, num_ranks)
         batches = draw(loaders)  # zip is strict: the ranks stop together
@@ -228,26 +234,28 @@ def test_a_resumed_run_with_another_batch_size_still_ends_with_a_complete_batch(
     data: DataConfig, tokenizer: HuggingFaceTokenizer
 ) -> None:
     data = replace(data, num_streams=4, num_epochs=2)
-    packed = PackedData(
-        load_documents(data, "train"), tokenizer, seq_len=SEQ_LEN, num_streams=4, num_epochs=2
-    )
+    num_rows = pack(data, tokenizer, num_epochs=2).count_rows()
     first, second = build(data, tokenizer, batch_size=3), build(data, tokenizer, batch_size=7)
     draw([first], 1)
     second.load_state_dict(first.state_dict())
-    assert len(draw([second])) == (packed.count_rows() - 3) // 7
-    assert (packed.count_rows() - 3) // 7 * 7 != packed.count_rows() // 7 * 7 - 3
+    assert len(draw([second])) == (num_rows - 3) // 7
+    assert (num_rows - 3) // 7 * 7 != num_rows // 7 * 7 - 3
 
 
 def test_validation_reads_its_split_once_and_from_the_start_each_time(
     data: DataConfig, tokenizer: HuggingFaceTokenizer
 ) -> None:
-    documents = load_documents(data, "validation")
     packed = PackedData(
-        documents, tokenizer, seq_len=SEQ_LEN, num_streams=1, num_epochs=1, shuffle=False
+        data,
+        load_documents(data, "validation"),
+        Encoder(tokenizer),
+        seq_len=SEQ_LEN,
+        num_epochs=1,
+        is_mixed=False,
     )
-    rows, reference = packed.open_stream(0), []
-    while (row_3L := rows.next_row()) is not None:
-        reference.append(row_3L.tolist())
+    rows, reference = packed.open_stream(0, 0, [START]), []
+    while (row := rows.next_row()[1]) is not None:
+        reference.append(row.row_3L.tolist())
     for num_ranks in (1, 2):
         loaders = build_ranks(
             data, tokenizer, num_ranks, split="validation", infinite=False, batch_size=2
@@ -268,12 +276,65 @@ def test_infinite_validation_goes_round(data: DataConfig, tokenizer: HuggingFace
     assert len(draw([endless], count)) == count
 
 
+def test_token_counts_are_those_of_all_ranks_and_sessions(
+    data: DataConfig, tokenizer: HuggingFaceTokenizer
+) -> None:
+    first = build_ranks(data, tokenizer, 2)
+    draw(first, 3)
+    second = build_ranks(replace(data, num_workers=2), tokenizer, 4)
+    load_part(second, merged_state(first))
+    draw(second, 2)
+    assert [loader.num_tokens for loader in second] == [{"0": 5 * GLOBAL_BATCH * SEQ_LEN}] * 4
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_it_remembers_the_documents_of_each_batch_handed_out(
+    num_workers: int, data: DataConfig, tokenizer: HuggingFaceTokenizer
+) -> None:
+    loaders = build_ranks(replace(data, num_workers=num_workers), tokenizer, 2)
+    draw(loaders, 3)
+    packed = pack(data, tokenizer)
+    streams = [packed.open_stream(j, j, [START]) for j in range(NUM_STREAMS)]
+    rows = [streams[i % NUM_STREAMS].next_row()[1].documents for i in range(3 * GLOBAL_BATCH)]
+    for rank, loader in enumerate(loaders):
+        own = rows[rank::2]
+        batches = [sum(own[first : first + 4], []) for first in range(0, len(own), 4)]
+        assert loader.recent_documents(3) == batches
+        assert loader.recent_documents(1) == batches[-1:]
+        assert loader.recent_documents(9) == batches
+    assert all(name.startswith("a.jsonl@") for name in rows[0])
+
+
 def test_iterating_does_not_advance_the_global_random_numbers(
     data: DataConfig, tokenizer: HuggingFaceTokenizer
 ) -> None:
     before = torch.get_rng_state()
     draw([build(data, tokenizer)], 1)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_prepare_two_batches_while_a_step_runs(
+    data: DataConfig, tokenizer: HuggingFaceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_packed, pack_row = multiprocessing.Value("i"), SourceStream.next_row
+
+    def next_row(stream: SourceStream) -> Row | None:
+        row = pack_row(stream)
+        with num_packed.get_lock():
+            num_packed.value += 1
+        return row
+
+    monkeypatch.setattr(SourceStream, "next_row", next_row)
+    batches = iter(build(data, tokenizer))
+    next(batches)
+    assert num_packed.value == GLOBAL_BATCH, "without workers a step waits for its rows"
+    num_packed.value = 0
+    batches = iter(build(replace(data, num_workers=2), tokenizer))
+    next(batches)
+    end = time.monotonic() + 60
+    while num_packed.value < 3 * GLOBAL_BATCH:
+        assert time.monotonic() < end, f"only {num_packed.value} rows"
+        time.sleep(0.01)
 
 
 def test_ranks_that_do_not_divide_the_streams_are_an_error(
@@ -299,14 +360,19 @@ def test_too_little_data_for_a_batch_is_an_error(
         ({"num_streams": 4}, r"data\.num_streams \(4\)"),
         ({"seed": 5}, r"data\.seed \(5\)"),
         ({"shuffle": False}, r"data\.shuffle \(0\)"),
-        ({"validation_fraction": 0.0}, r"number of training documents \(60\)"),
+        ({"shuffle_buffer": 1}, r"data\.shuffle_buffer \(1\)"),
+        ({"validation_fraction": 0.1}, r"data\.validation_fraction \(0\.1\)"),
+        ({"bos": "never"}, r"data\.bos \(never\)"),
+        ({"long_documents": "truncate"}, r"data\.long_documents \(truncate\)"),
     ],
 )
 def test_a_state_of_another_document_order_is_an_error(
     change: dict[str, Any], name: str, data: DataConfig, tokenizer: HuggingFaceTokenizer
 ) -> None:
     state = build(data, tokenizer).state_dict()
-    with pytest.raises(ValueError, match=rf"^{name} differs from the checkpoint's .* Restore it"):
+    with pytest.raises(
+        ValueError, match=rf"^{name} differs from the checkpoint's.*, so .* Restore it"
+    ):
         build(replace(data, **change), tokenizer).load_state_dict(state)
 
 

@@ -148,3 +148,11 @@ def test_a_folder_that_torchtitan_cannot_use_is_an_error(tmp_path: Path) -> None
     (tmp_path / "good" / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"^tokenizer\.path .* names no eos_token.* Add"):
         check_tokenizer(str(tmp_path / "good"))
+    (tmp_path / "good" / "tokenizer_config.json").write_text('{"eos_token":')
+    with pytest.raises(
+        ValueError, match=r"^tokenizer\.path: .*config\.json is not valid JSON \(.*"
+    ):
+        check_tokenizer(str(tmp_path / "good"))
+    (tmp_path / "good" / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"^tokenizer\.path: .*config\.json is not a JSON object"):
+        check_tokenizer(str(tmp_path / "good"))

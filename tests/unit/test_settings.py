@@ -3,12 +3,14 @@
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recipes.checks import build_data, build_shape, check_files, check_settings
+from recipes.data.config import SourceConfig
 from recipes.help import format_help
 from recipes.schema import load_schema
 from recipes.settings import Settings, SettingsError, resolve_settings, save_settings
@@ -98,7 +100,7 @@ def test_of_several_bases_the_later_wins() -> None:
 def test_arrays_of_tables_replace() -> None:
     write("top.toml", 'job.extends = "base.toml"\n[[data.sources]]\npath = "x.txt"\n')
     sources = resolve_settings("top.toml", []).values["data"]["sources"]
-    assert sources == [{"path": "x.txt", "text": "text"}]
+    assert sources == [asdict(SourceConfig(path="x.txt"))]
 
 
 def test_the_config_file_can_be_named_among_the_overrides() -> None:
@@ -131,8 +133,8 @@ def test_the_config_file_can_be_named_among_the_overrides() -> None:
         (["--job.description", "[x]"], "job.description", "[x]"),
         (["--override.imports", '["a.b", ["c.d", {"k": 1}]]'], "override.imports",
          ["a.b", ["c.d", {"k": 1}]]),
-        (["--data.sources", '[{path = "x"}]'], "data.sources", [{"path": "x", "text": "text"}]),
-        (["--data.sources", '[{"path": "x"}]'], "data.sources", [{"path": "x", "text": "text"}]),
+        (["--data.sources", '[{path = "x"}]'], "data.sources", [asdict(SourceConfig(path="x"))]),
+        (["--data.sources", '[{"path": "x"}]'], "data.sources", [asdict(SourceConfig(path="x"))]),
         (["--debug.seed", "none"], "debug.seed", None),
         (["--parallelism.context_parallel_load_balancer", "none"],
          "parallelism.context_parallel_load_balancer", None),

@@ -1,0 +1,126 @@
+"""What one line or row says: a document's text, or its token ids.
+
+Whatever makes it unusable is a BadDocumentError. Imports no torch.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+PLACE = "{place}"
+
+Value = str | np.ndarray
+"""A text, or token ids, int64 [T]; possibly empty."""
+
+
+class BadDocumentError(Exception):
+    """A document that cannot be used. PLACE in the message stands for where it lies."""
+
+    def at(self, place: str) -> str:
+        """The message, one line."""
+        return " ".join(str(self).replace(PLACE, place).split())
+
+
+@dataclass(slots=True, frozen=True)
+class Field:
+    """Which field of a source's records holds the document. Null is an empty document."""
+
+    option: str
+    """The source, such as `data.sources[0]`."""
+
+    name: str
+    """The field."""
+
+    is_tokens: bool
+    """Whether it holds token ids."""
+
+    def parse_line(self, line: bytes) -> Value:
+        """The document of a line of JSON."""
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
+            raise BadDocumentError(
+                f"{self.option}.path: {PLACE} is not valid JSON ({error}). "
+                "Correct or remove the line."
+            ) from error
+        if not isinstance(record, dict):
+            raise BadDocumentError(
+                f"{self.option}.path: {PLACE} is not a JSON object. "
+                f'Write the line as {{"{self.name}": "..."}}.'
+            )
+        return self.select(record)
+
+    def select(self, record: dict[str, Any]) -> Value:
+        """The document of a record of Python values."""
+        if self.name not in record:
+            raise self.missing(list(record))
+        value = record[self.name]
+        return self._check_list(value) if self.is_tokens else self._check_text(value)
+
+    def parse_scalar(self, scalar: Any) -> Value:
+        """The document of a pyarrow scalar, an entry of the field's column."""
+        if not self.is_tokens:
+            try:
+                return self._check_text(scalar.as_py())
+            except UnicodeDecodeError as error:
+                raise self._not_unicode() from error
+        if not scalar.is_valid:
+            return np.zeros(0, np.int64)
+        values = getattr(scalar, "values", None)
+        if values is None:
+            raise self._not_tokens(str(scalar.type))
+        tokens = values.to_numpy(zero_copy_only=False)
+        if tokens.dtype.kind not in "iu":  # nulls make it a column of floats
+            raise self._not_tokens(str(scalar.type))
+        return tokens.astype(np.int64)
+
+    def missing(self, fields: list[str]) -> BadDocumentError:
+        """The complaint about a record, or a file, that has only `fields`."""
+        return BadDocumentError(
+            f"{self._label} is not a field of {PLACE}, which has: {', '.join(fields) or 'none'}. "
+            f"Name the field that holds the {'token ids' if self.is_tokens else 'text'}."
+        )
+
+    @property
+    def _label(self) -> str:
+        return f"{self.option}.{'tokens' if self.is_tokens else 'text'} ({self.name})"
+
+    def _check_text(self, value: object) -> str:
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise BadDocumentError(
+                f"{self._label} must be a field with strings, but {PLACE} has "
+                f"{type(value).__name__}. Name the field that holds the text."
+            )
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
+            raise self._not_unicode() from error
+        return value
+
+    def _check_list(self, value: object) -> np.ndarray:
+        if value is None:
+            return np.zeros(0, np.int64)
+        if not isinstance(value, list):
+            raise self._not_tokens(type(value).__name__)
+        strangers = [type(token).__name__ for token in value if type(token) is not int]
+        if strangers:
+            raise self._not_tokens(f"a list with {strangers[0]}")
+        try:
+            return np.array(value, np.int64)
+        except OverflowError as error:
+            raise self._not_tokens("a number beyond 64 bits") from error
+
+    def _not_tokens(self, found: str) -> BadDocumentError:
+        return BadDocumentError(
+            f"{self._label} must be a field with lists of integers, but {PLACE} has {found}. "
+            "Name the field that holds the token ids."
+        )
+
+    def _not_unicode(self) -> BadDocumentError:
+        return BadDocumentError(
+            f"{self._label} of {PLACE} is not Unicode text. Correct or remove the document."
+        )

@@ -1,0 +1,117 @@
+"""BOS and EOS: once each where they belong, with the kinds of tokenizers there are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+
+from recipes.data.encoder import Encoder
+from recipes.data.records import BadDocumentError
+
+BOS, EOS, ONE, TWO = 0, 1, 2, 3
+VOCAB = {"<s>": BOS, "</s>": EOS, "one": ONE, "two": TWO, "a": 4, "[CLS]": 5}
+LLAMA, BOTH, T5, BERT = "<s> $A", "<s> $A </s>", "$A </s>", "[CLS] $A"
+
+
+def make_tokenizer(
+    folder: Path, template: str | None = None, truncation: int | None = None, **config: Any
+) -> HuggingFaceTokenizer:
+    """Words; `template` is what the post-processor makes of a text."""
+    tokenizer = Tokenizer(models.WordLevel(VOCAB, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<s>", "</s>", "[CLS]"])
+    if template is not None:
+        special = [(token, VOCAB[token]) for token in template.split() if token != "$A"]
+        tokenizer.post_processor = processors.TemplateProcessing(template, None, special)
+    if truncation is not None:
+        tokenizer.enable_truncation(truncation)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": "</s>", "bos_token": "<s>"} | config
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return HuggingFaceTokenizer(tokenizer_path=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("template", "config", "has_bos"),
+    [
+        (None, {}, False),
+        (LLAMA, {}, True),
+        (BOTH, {}, True),
+        (T5, {}, False),
+        (None, {"add_bos_token": True}, True),
+        (LLAMA, {"add_bos_token": True, "add_eos_token": True}, True),
+    ],
+)
+@pytest.mark.parametrize("text", ["one two", "<s>one two", "one two</s>", "<s> <s> one two </s>"])
+def test_text_is_framed_once_whatever_the_tokenizer_adds_or_the_text_spells(
+    tmp_path: Path, template: str | None, config: dict[str, Any], has_bos: bool, text: str
+) -> None:
+    tokenizer = make_tokenizer(tmp_path, template, **config)
+    for rule, bos in (("auto", has_bos), ("always", True), ("never", False)):
+        encoder = Encoder(tokenizer, rule)
+        assert encoder.adds_bos == bos
+        assert encoder.encode(text).tolist() == [BOS] * bos + [ONE, TWO, EOS]
+
+
+def test_a_tokenizer_without_bos_adds_none_even_if_its_file_says_so(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(tmp_path, T5, bos_token=None, add_bos_token=True)
+    for rule in ("auto", "never"):
+        assert Encoder(tokenizer, rule).encode("one two").tolist() == [ONE, TWO, EOS]
+
+
+@pytest.mark.parametrize(
+    "tokens", [[ONE, TWO], [BOS, ONE, TWO], [ONE, TWO, EOS], [BOS, ONE, TWO, EOS, EOS]]
+)
+def test_token_ids_are_framed_like_text(tmp_path: Path, tokens: list[int]) -> None:
+    tokenizer = make_tokenizer(tmp_path, LLAMA)
+    value = np.array(tokens)
+    assert Encoder(tokenizer, "auto").encode(value).tolist() == [BOS, ONE, TWO, EOS]
+    assert Encoder(tokenizer, "never").encode(value).tolist() == [ONE, TWO, EOS]
+    assert value.tolist() == tokens
+
+
+def test_what_stands_within_a_document_stays(tmp_path: Path) -> None:
+    encoder = Encoder(make_tokenizer(tmp_path, LLAMA))
+    assert encoder.encode("one </s> <s> two").tolist() == [BOS, ONE, EOS, BOS, TWO, EOS]
+
+
+@pytest.mark.parametrize("template", [None, BOTH])
+def test_an_empty_document_is_nothing_but_eos(tmp_path: Path, template: str | None) -> None:
+    encoder = Encoder(make_tokenizer(tmp_path, template), "always")
+    for empty in ("", "</s>", np.zeros(0, np.int64), np.array([BOS, EOS])):
+        tokens = encoder.encode(empty)
+        assert tokens.tolist() == [EOS] and tokens.dtype == np.int64
+
+
+def test_bos_and_eos_of_one_id_both_stand_where_they_belong(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(tmp_path, bos_token="</s>")
+    assert Encoder(tokenizer).encode("one").tolist() == [ONE, EOS]
+    assert Encoder(tokenizer, "always").encode("one</s>").tolist() == [EOS, ONE, EOS]
+
+
+@pytest.mark.parametrize(
+    ("options", "bos", "message"),
+    [
+        ({"eos_token": None}, "auto", r"^tokenizer\.path: the tokenizer has no EOS, the label"),
+        ({"bos_token": None}, "always", r"^data\.bos \(always\) needs a tokenizer with BOS\. Na"),
+        ({"template": BERT}, "auto", r"^tokenizer\.path: the tokenizer adds the tokens \[5\] to"),
+        ({"truncation": 4}, "auto", r"^tokenizer\.path: the tokenizer cuts texts at its own le"),
+    ],
+)
+def test_a_tokenizer_that_cannot_frame_documents_is_an_error(
+    tmp_path: Path, options: dict[str, Any], bos: Any, message: str
+) -> None:
+    tokenizer = make_tokenizer(tmp_path, **options)
+    with pytest.raises(ValueError, match=message):
+        Encoder(tokenizer, bos)
+
+
+@pytest.mark.parametrize("token", [-1, 6, 2**62])
+def test_a_token_id_that_the_tokenizer_has_not_is_bad(tmp_path: Path, token: int) -> None:
+    encoder = Encoder(make_tokenizer(tmp_path))
+    with pytest.raises(BadDocumentError, match=rf"the token id {token}, but .* 0 to 5\. Name"):
+        encoder.encode(np.array([ONE, token]))
