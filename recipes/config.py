@@ -40,6 +40,7 @@ from torchtitan.config import (  # noqa: E402
     OverrideConfig,
     ParallelismConfig,
     TrainingConfig,
+    derive,
 )
 from torchtitan.distributed import ParallelDims, activation_checkpoint  # noqa: E402
 from torchtitan.models.common.decoder import Decoder  # noqa: E402
@@ -53,13 +54,14 @@ from nitp.checkpoint import NITPCheckpointManager  # noqa: E402
 from nitp.compose import check_composition  # noqa: E402
 from nitp.degrees import check_expert_ranks  # noqa: E402
 from nitp.export.importing import check_hf_folder  # noqa: E402
-from nitp.trainer import NITPTrainer  # noqa: E402
 from recipes.data.config import DataConfig  # noqa: E402
 from recipes.data.encoder import Encoder  # noqa: E402
 from recipes.data.loader import PackedDataLoader  # noqa: E402
+from recipes.data.metrics import DataMetricsProcessor  # noqa: E402
 from recipes.data.tokenizer import resolve_tokenizer_path  # noqa: E402
 from recipes.float8 import convert_linears  # noqa: E402
 from recipes.models.decoder import build_model_spec  # noqa: E402
+from recipes.trainer import RunTrainer  # noqa: E402
 
 _ACTIVATION_CHECKPOINT = {
     "selective": activation_checkpoint.SelectiveAC.Config,
@@ -68,7 +70,7 @@ _ACTIVATION_CHECKPOINT = {
 }
 
 
-def load_config(path: str | None, overrides: Sequence[str] = ()) -> NITPTrainer.Config:
+def load_config(path: str | None, overrides: Sequence[str] = ()) -> RunTrainer.Config:
     """The trainer configuration of a TOML file with `--table.key value` overrides.
 
     Raises ValueError, one line, for a user's mistake. Without an accelerator the result runs on
@@ -85,14 +87,19 @@ def load_settings(path: str | None, overrides: Sequence[str] = ()) -> Settings:
     return settings
 
 
-def build_config(settings: Settings) -> NITPTrainer.Config:
+def build_config(settings: Settings) -> RunTrainer.Config:
     """The trainer configuration of checked settings. Raises ValueError."""
     plain = build_torchtitan_config(settings)
     config = with_nitp(plain, build_nitp(settings))
     check_composition(config)
     if settings.values["model"]["name"] == "nitp" and plain.checkpoint.initial_load_in_hf:
         _check_initial_load(plain)
-    return on_platform(convert_linears(config, settings.values["float8"]))
+    run_config = derive(
+        convert_linears(config, settings.values["float8"]),
+        RunTrainer.Config,
+        metrics=derive(config.metrics, DataMetricsProcessor.Config),
+    )
+    return on_platform(run_config)
 
 
 def on_platform(config: Any) -> Any:
@@ -139,7 +146,7 @@ def build_torchtitan_config(settings: Settings) -> Trainer.Config:
         raise ValueError(str(error)) from error
 
 
-def check_ranks(config: NITPTrainer.Config, num_ranks: int) -> None:
+def check_ranks(config: RunTrainer.Config, num_ranks: int) -> None:
     """Raise ValueError unless `num_ranks` ranks fit the degrees and can share the global batch.
 
     TorchTitan asserts the same only after the process group is up, on every rank.

@@ -8,10 +8,10 @@ import torch
 from torchtitan.observability import structured_logger as sl
 from torchtitan.tools.logging import init_logger, logger
 
-from nitp.trainer import NITPTrainer
 from recipes.data.unigram import unigram_cross_entropy
 from recipes.settings import Settings
 from recipes.summary import summarize
+from recipes.trainer import RunTrainer
 
 __all__ = ["export", "init_logging", "summarize", "train"]
 
@@ -25,7 +25,7 @@ def init_logging() -> None:
         logger.setLevel(logging.WARNING)
 
 
-def train(config: NITPTrainer.Config) -> None:
+def train(config: RunTrainer.Config) -> None:
     """Train to the end, save, and say where everything lies."""
     sl.init_structured_logger(
         source="training",
@@ -57,7 +57,7 @@ def export(settings: Settings) -> None:
         logger.info(line)
 
 
-def _log_closing_lines(trainer: NITPTrainer) -> None:
+def _log_closing_lines(trainer: RunTrainer) -> None:
     """The result against a baseline anyone can check, the files, and what to do next."""
     if torch.distributed.get_rank() != 0:
         return
@@ -66,6 +66,10 @@ def _log_closing_lines(trainer: NITPTrainer) -> None:
     metrics = trainer.metrics_processor
     unigram = unigram_cross_entropy(config.dataloader, trainer.tokenizer, config.training.seq_len)
     tensorboard = os.path.join(folder, config.metrics.save_tb_folder)
+    num_tokens = trainer.dataloader.num_tokens
+    if len(num_tokens) > 1:
+        shares = ", ".join(f"{name} {count:,}" for name, count in num_tokens.items())
+        logger.info(f"Tokens by source: {shares}")
     logger.info(f"Cross entropy {metrics.last_ntp_loss:.4f}; a unigram model's {unigram:.4f}")
     logger.info(f"Curves: tensorboard --logdir {tensorboard}")
     if config.checkpoint.enable:

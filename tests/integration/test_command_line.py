@@ -178,7 +178,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     first, again, resumed = (folder / name for name in ("first", "again", "resumed"))
     done = train("--job.config_file", DEBUG, *SMALL, "--training.steps=4",
                  "--lr_scheduler.warmup_steps=1", "--checkpoint.interval=2", "--export.enable",
-                 f"--job.dump_folder={first}")  # fmt: skip
+                 "--data.on_error=skip", f"--job.dump_folder={first}")  # fmt: skip
     assert done.returncode == 0, done.stderr
     (folder / "log").write_text(done.stdout)
     for extra in (
@@ -203,6 +203,8 @@ def test_a_run_leaves_configuration_checkpoint_and_curves(runs):
         "nitp/grad_ratio", "grad_norm", "throughput(tps)", "lr/AdamW",
     ):  # fmt: skip
         assert len(tags[tag]) == 4, tag
+    assert tags["data/tokens_0"] == [8 * 64 * step for step in range(1, 5)]
+    assert tags["data/skipped_0"] == [0] * 4
     # The debug configuration validates at step 1 and every 100.
     assert len(tags["validation_metrics/loss"]) == len(tags["validation_metrics/nitp_loss"]) == 1
 
@@ -234,7 +236,8 @@ def test_the_saved_configuration_gives_the_same_run(runs):
 
 def test_a_stopped_run_continues_as_if_it_had_not_stopped(runs):
     first, resumed = scalars(runs["first"]), scalars(runs["resumed"])
-    for tag in ("loss_metrics/global_avg_loss", "loss_metrics/nitp_loss", "grad_norm", "lr/AdamW"):
+    for tag in ("loss_metrics/global_avg_loss", "loss_metrics/nitp_loss", "grad_norm", "lr/AdamW",
+                "data/tokens_0"):  # fmt: skip
         assert first[tag] == resumed[tag], tag
     ends = [runs[name] / "checkpoint" / "step-4" for name in ("first", "resumed")]
     states = [load_checkpoint(end) for end in ends]

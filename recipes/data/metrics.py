@@ -1,0 +1,53 @@
+"""What each source has given to training, as figures to log."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torchtitan.distributed import ParallelDims
+from torchtitan.distributed.utils import dist_sum_tensor
+from torchtitan.tools.utils import device_type
+
+from nitp.metrics import NITPMetricsProcessor
+from recipes.data.loader import PackedDataLoader
+
+
+class DataMetricsProcessor(NITPMetricsProcessor):
+    """NITP's metrics, and those of `count_sources` wherever a step is logged."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(NITPMetricsProcessor.Config):
+        pass
+
+    loader: PackedDataLoader | None = None
+    """Whose documents are counted; the trainer builds it after this."""
+
+    def log(
+        self,
+        step: int,
+        global_avg_loss: float,
+        global_max_loss: float,
+        grad_norm: float,
+        extra_metrics: dict[str, Any] | None = None,
+    ) -> None:
+        assert self.loader is not None
+        counts = count_sources(self.loader, self.parallel_dims)
+        metrics = {**(extra_metrics or {}), **counts}
+        super().log(step, global_avg_loss, global_max_loss, grad_norm, metrics)
+
+
+def count_sources(loader: PackedDataLoader, dims: ParallelDims) -> dict[str, int]:
+    """`data/tokens_<source>`, its tokens so far, and with data.on_error = "skip"
+    `data/skipped_<source>`, its bad documents passed over: of all ranks and all sessions.
+
+    Every rank must call it: the bad documents are summed over the data-parallel ranks.
+    """
+    counts = {f"data/tokens_{name}": count for name, count in loader.num_tokens.items()}
+    if not loader.skips_bad:
+        return counts
+    skipped = loader.num_skipped
+    total = torch.tensor([*skipped.values()], device=device_type)
+    if dims.dp_enabled:
+        total = dist_sum_tensor(total, dims.get_mesh("batch"))
+    names = (f"data/skipped_{name}" for name in skipped)
+    return counts | dict(zip(names, total.tolist(), strict=True))
