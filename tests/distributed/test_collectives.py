@@ -67,7 +67,7 @@ SLOW = {
     "hsdp_2x2": Layout(dp_replicate=2, dp_shard=2),
     "fsdp_2_cp_2": Layout(dp_shard=2, cp=2, num_runs=2),
     "fsdp_2_tp_2": Layout(dp_shard=2, tp=2),
-    "tp_2_cp_2": Layout(cp=2, tp=2, num_runs=2),
+    "tp_2_cp_2": Layout(cp=2, tp=2),  # each slice is one of the two chunks
 }
 ALL = LAYOUTS | SLOW
 CELLS = [("dense", name) for name in LAYOUTS]
