@@ -16,10 +16,11 @@ def check_composition(config: "NITPTrainer.Config") -> None:
     parallelism = config.parallelism
     tp, cp = parallelism.tensor_parallel_degree, parallelism.context_parallel_degree
     pp = parallelism.pipeline_parallel_degree
-    if parallelism.spmd_backend != "spmd_types":
+    backend = parallelism.spmd_backend
+    if backend == "full_dtensor" or (backend == "partial_dtensor" and tp > 1):
         raise ValueError(
-            f'parallelism.spmd_backend ("{parallelism.spmd_backend}") must be "spmd_types", '
-            "TorchTitan's default: NITP with the others is not implemented."
+            f'parallelism.spmd_backend ("{backend}") must be "spmd_types", the default, or '
+            '"partial_dtensor" without tensor parallelism: NITP works on plain tensors.'
         )
     if config.debug.spmd_typechecking:
         raise ValueError(

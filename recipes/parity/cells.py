@@ -93,6 +93,7 @@ TP, CP = "--parallelism.tensor_parallel_degree={}", "--parallelism.context_paral
 NO_SP = "--parallelism.enable_sequence_parallel=false"
 IN_ORDER = "--parallelism.context_parallel_load_balancer=none"
 RESHARD = "--parallelism.fsdp_reshard_after_forward={}"
+PARTIAL_DTENSOR = "--parallelism.spmd_backend=partial_dtensor"
 RECOMPUTE = "--activation_checkpoint.mode={}"
 EP = "--parallelism.expert_parallel_degree={}"
 PP = "--parallelism.pipeline_parallel_degree={}"
@@ -231,6 +232,13 @@ COMPILATION = {
     "compile_cp_2": Cell(2, [*CP_2[1], COMPILE], tolerance=COMPILED, slow=True),
     "compile_pp_2": Cell(2, [*PP_2[1], COMPILE], tolerance=COMPILED, slow=True),
 }
+DTENSORS = {
+    "partial_dtensor_fsdp_2": Cell(2, [PARTIAL_DTENSOR], slow=True),
+    "partial_dtensor_hsdp_2x2": Cell(4, [HSDP.format(2), PARTIAL_DTENSOR], models=DENSE, slow=True),
+    "partial_dtensor_cp_2": Cell(2, [*CP_2[1], PARTIAL_DTENSOR], models=DENSE, slow=True),
+    "partial_dtensor_pp_2": Cell(2, [*PP_2[1], PARTIAL_DTENSOR], models=DENSE, slow=True),
+    "partial_dtensor_ep_2": Cell(2, [EP.format(2), PARTIAL_DTENSOR], models=MOE, slow=True),
+}
 RECOMPUTATION = {
     "full_recomputation": Cell(2, [RECOMPUTE.format("full")], slow=True),
     "selective_recomputation": Cell(2, [RECOMPUTE.format("selective")], slow=True),
@@ -266,6 +274,7 @@ GROUPS = {
     "tensor, sequence, context parallel": MODEL_PARALLEL,
     "pipeline parallel": PIPELINE,
     "expert parallel": EXPERTS,
+    "partial DTensor backend": DTENSORS,
     "activation checkpointing": RECOMPUTATION,
     "torch.compile": COMPILATION,
     "checkpoint into another layout": CHECKPOINTS,

@@ -95,6 +95,8 @@ def test_a_missing_config_file_names_the_nearest():
          'nitp.hidden ("pre_norm") is not implemented with tensor parallelism'),
         (["--parallelism.spmd_backend=full_dtensor"],
          'parallelism.spmd_backend ("full_dtensor") must be "spmd_types"'),
+        (["--parallelism.spmd_backend=partial_dtensor", "--parallelism.tensor_parallel_degree=2"],
+         'parallelism.spmd_backend ("partial_dtensor") must be "spmd_types"'),
         (["--debug.spmd_typechecking"], "debug.spmd_typechecking (true) must be false"),
         (["--training.enable_cpu_offload"], "training.enable_cpu_offload (true) has no meaning"),
         (["--parallelism.pipeline_parallel_degree=2",
