@@ -4,8 +4,6 @@ Every key is the model's, or training-only by name, or an error.
 """
 
 import functools
-import os
-import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -26,9 +24,10 @@ from torchtitan.components.checkpointer.base import (
     TRAIN_STATE,
 )
 
+from nitp.checkpoint_folder import RANDOM_STATE, find_fault, find_steps
 from nitp.projector import PROJECTOR_NAME
 
-TRAINING_ONLY = (PROJECTOR_NAME, OPTIMIZER, LR_SCHEDULER, DATALOADER, TRAIN_STATE)
+TRAINING_ONLY = (PROJECTOR_NAME, OPTIMIZER, LR_SCHEDULER, DATALOADER, TRAIN_STATE, RANDOM_STATE)
 """First parts of the names that exported weights never have."""
 
 
@@ -65,7 +64,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        return _step_of(self.folder)
+        return int(self.folder.name.removeprefix("step-"))
 
     def check_model(self, shapes: Mapping[str, torch.Size]) -> None:
         """Raise ValueError unless the checkpoint has exactly the tensors `shapes`, whole, and
@@ -127,22 +126,12 @@ def find_checkpoint(folder: Path, step: int | None) -> Checkpoint:
 
     Raises ValueError naming the steps there are.
     """
-    # DCP writes the metadata last: without it the checkpoint was not finished.
-    found = sorted(
-        (_step_of(path), path)
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if re.fullmatch(r"step-\d+", path.name) and (path / ".metadata").is_file()
-    )
-    if not found:
-        raise ValueError(f"{folder} has no checkpoint (step-N with .metadata).")
-    steps = dict(found)
+    steps = {number: path for number, path in find_steps(folder).items() if not find_fault(path)}
+    if not steps:
+        raise ValueError(f"{folder} has no complete checkpoint (step-N with .metadata).")
     if step is not None and step not in steps:
         raise ValueError(
             f"{folder} has no checkpoint of step {step}. It has "
             f"{', '.join(str(number) for number in steps)}."
         )
     return Checkpoint(steps[max(steps) if step is None else step])
-
-
-def _step_of(path: str | os.PathLike[str]) -> int:
-    return int(Path(path).name.removeprefix("step-"))
