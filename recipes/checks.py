@@ -5,7 +5,7 @@ Free of torch: what these refuse costs a second, not the start of a job.
 
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,9 +15,29 @@ from recipes.data.sources import check_sources
 from recipes.data.tokenizer import check_tokenizer
 from recipes.fields import read_keys, source_path
 from recipes.models.shapes import FLAVORS, DecoderShape
+from recipes.ranges import check_ranges
 from recipes.settings import Settings, SettingsError, nearest
 
 V_SCHEDULES = ("ZBVZeroBubble", "DualPipeV")
+_LAUNCHER_NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+
+
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Raise SettingsError unless the environment has all that torchrun sets, or no RANK."""
+    if "RANK" not in environment:
+        return
+    for name in (*_LAUNCHER_NUMBERS, "MASTER_ADDR"):
+        value = environment.get(name, "")
+        if not value or (name in _LAUNCHER_NUMBERS and not value.isdecimal()):
+            raise SettingsError(
+                f"environment variable {name} ({value or 'not set'}) does not go with RANK "
+                f"({environment['RANK']}), which is set. Start with torchrun, or unset RANK."
+            )
+    if not int(environment["RANK"]) < int(environment["WORLD_SIZE"]):
+        raise SettingsError(
+            f"environment variable RANK ({environment['RANK']}) must be less than WORLD_SIZE "
+            f"({environment['WORLD_SIZE']}). Start with torchrun, or unset RANK."
+        )
 
 
 def check_settings(settings: Settings) -> None:
@@ -27,9 +47,11 @@ def check_settings(settings: Settings) -> None:
     themselves (degrees, dtypes, checkpoint paths) is left to them.
     """
     with _naming_the_origin(settings):
+        check_ranges(settings)
         nitp = build_nitp(settings)
         build_data(settings)
         _check_validation(settings)
+        _check_checkpoint(settings)
         if settings.values["model"]["name"] == "nitp":
             shape = build_shape(settings)
             if nitp.is_active:
@@ -134,6 +156,27 @@ def _check_validation(settings: Settings) -> None:
             f"validation.enable (true) must be false with parallelism.pipeline_parallel_schedule "
             f'"{schedule}", which PyTorch cannot run forward only. Set it to false or choose '
             "another schedule."
+        )
+
+
+def _check_checkpoint(settings: Settings) -> None:
+    checkpoint = settings.values["checkpoint"]
+    if checkpoint["last_save_in_hf"]:
+        raise ValueError(
+            "checkpoint.last_save_in_hf (true) would replace the last checkpoint by one that "
+            "cannot be resumed. Set it to false and export.enable = true."
+        )
+    if checkpoint["create_seed_checkpoint"]:
+        raise ValueError(
+            "checkpoint.create_seed_checkpoint (true) is not implemented. Set it to false; equal "
+            "debug.seed gives equal initial values."
+        )
+    path = checkpoint["initial_load_path"]
+    if path and not checkpoint["initial_load_in_hf"] and not checkpoint["allow_pickle"]:
+        raise ValueError(
+            f"checkpoint.initial_load_path ({path}) is a DCP checkpoint unless "
+            "checkpoint.initial_load_in_hf is true, and those have pickles in them, which run code "
+            "of whoever wrote them. Set checkpoint.allow_pickle = true if you trust it."
         )
 
 

@@ -220,7 +220,7 @@ def _build_optimizer(values: dict[str, Any]) -> OptimizersContainer.Config:
 
 
 def _build_checkpoint(values: dict[str, Any]) -> NITPCheckpointManager.Config:
-    values = dict(values)
+    values = {key: value for key, value in values.items() if key != "allow_pickle"}
     if values["initial_load_path"] is None:
         if values["initial_load_in_hf"]:
             raise ValueError(

@@ -68,6 +68,10 @@ def adapt(config: Any) -> Any:
             "training.enable_cpu_offload (true) has no meaning on CPU, where everything is. "
             "Set it to false."
         )
+    if config.checkpoint.async_mode == "async_with_pinned_mem":
+        raise ValueError(
+            'checkpoint.async_mode ("async_with_pinned_mem") needs an accelerator. Use "async".'
+        )
     from torch.distributed.tensor.experimental._context_parallel import _attention as cp_attention
     from torch.nn.attention.flex_attention import create_block_mask
     from torchtitan.models.common import attention

@@ -82,6 +82,16 @@ class OptimizerOptions:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
+class CheckpointOptions:
+    """What this project adds to the `[checkpoint]` table."""
+
+    allow_pickle: bool = False
+    """Whether initial_load_path may name a DCP checkpoint. The format has pickles in it, which run
+    code of whoever wrote them when they are opened. Hugging Face weights (initial_load_in_hf) are
+    safetensors, and have none; the run's own checkpoints are trusted."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
 class ActivationCheckpointOptions:
     """The choice between TorchTitan's activation checkpointing classes."""
 

@@ -41,7 +41,10 @@ TABLES: dict[str, tuple[str, ...]] = {
         "torchtitan.components.quantization.float8:Float8LinearConverter.Config",
     ),
     "loss": ("torchtitan.components.loss:ChunkedLossWrapper.Config",),
-    "checkpoint": ("nitp.checkpoint:NITPCheckpointManager.Config",),
+    "checkpoint": (
+        "nitp.checkpoint:NITPCheckpointManager.Config",
+        "recipes.options:CheckpointOptions",
+    ),
     "metrics": ("torchtitan.components.metrics:MetricsProcessor.Config",),
     "geometry": (),
     "export": ("recipes.options:ExportOptions",),

@@ -8,11 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from recipes.checks import check_export, check_files, check_settings
+from recipes.checks import check_environment, check_export, check_files, check_settings
 from recipes.command import describe_single_process, report_error
 from recipes.help import format_help
+from recipes.run_folder import check_run_folder, save_config
 from recipes.schema import load_schema
-from recipes.settings import Settings, resolve_settings, save_settings
+from recipes.settings import Settings, resolve_settings
 
 USAGE = __doc__.splitlines()[0]
 
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{USAGE}\n\n{format_help(load_schema(), topic)}")
         return 0
     try:
+        check_environment(os.environ)
         settings = resolve_settings(None, arguments)
         check_settings(settings)
         check_export(settings)
@@ -34,13 +36,17 @@ def main(arguments: Sequence[str]) -> int:
                 raise
             # The data may be on the cluster only: the rest of the configuration can be checked.
             print(f"not on this machine: {error}", file=sys.stderr)
+        changes = check_run_folder(settings)
     except ValueError as error:
         return report_error(error, 2)
-    return run(settings)
+    return run(settings, changes)
 
 
-def run(settings: Settings) -> int:
-    """Build and train (or only summarise, for job.dry_run); the exit code."""
+def run(settings: Settings, changes: Sequence[str] = ()) -> int:
+    """Build and train (or only summarise, for job.dry_run); the exit code.
+
+    changes: what differs from the run that the directory holds, to be reported.
+    """
     is_dry_run = settings.values["job"]["dry_run"]
     is_launched = "RANK" in os.environ
     describe_single_process()
@@ -64,8 +70,10 @@ def run(settings: Settings) -> int:
     except (ValueError, NotImplementedError) as error:
         return report_error(error, 2)
     job.init_logging()
+    for change in changes:
+        job.logger.info(f"Changed since the run began: {change}")
     if os.environ["RANK"] == "0":
-        save_settings(settings, os.path.join(config.dump_folder, "config.toml"))
+        save_config(settings)
     try:
         job.train(config)
         if settings.values["export"]["enable"] and os.environ["RANK"] == "0":

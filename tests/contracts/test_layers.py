@@ -17,6 +17,7 @@ TORCH_FREE = [
     "recipes/fields.py",
     "recipes/help.py",
     "recipes/options.py",
+    "recipes/run_folder.py",
     "recipes/schema.py",
     "recipes/settings.py",
     "recipes/values.py",

@@ -140,6 +140,7 @@ def test_nitp_turns_on_and_off_across_full_checkpoints_by_permission(tmp_path):
             *overrides, f"--job.dump_folder={tmp_path / name}", f"--training.steps={steps}",
             "--lr_scheduler.warmup_steps=1", "--lr_scheduler.total_steps=6",
             "--validation.enable=false", "--checkpoint.initial_load_model_only=false",
+            "--checkpoint.allow_pickle",
             "--metrics.log_freq=1", "--metrics.disable_color_printing", *extra,
         ]  # fmt: skip
         command = [sys.executable, "-m", "recipes.train", "--job.config_file", config, *options]

@@ -1,0 +1,115 @@
+"""A run directory belongs to one configuration."""
+
+import os
+from fnmatch import fnmatchcase
+
+import pytest
+
+from recipes.run_folder import MAY_CHANGE, check_run_folder, may_change, save_config
+from recipes.schema import load_schema
+from recipes.settings import SettingsError, resolve_settings
+
+DEBUG = "train_configs/debug.toml"
+
+
+def settings(folder, *overrides: str):
+    return resolve_settings(DEBUG, [f"--job.dump_folder={folder}", *overrides])
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The directory of a run of train_configs/debug.toml."""
+    save_config(settings(tmp_path / "run"))
+    return tmp_path / "run"
+
+
+def test_a_new_directory_and_the_same_configuration_are_accepted(tmp_path, run):
+    assert check_run_folder(settings(tmp_path / "new")) == []
+    assert check_run_folder(settings(run)) == []
+    assert os.listdir(run) == ["config.toml"]
+    assert not (tmp_path / "new").exists(), "checking writes nothing"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--optimizer.lr=0.5", "optimizer.lr (0.001 -> 0.5)"),
+        ("--nitp.weight=0.5", "nitp.weight (1.0 -> 0.5)"),
+        ("--nitp.enable=false", "nitp.enable (true -> false)"),
+        ("--model.num_layers=4", "model.num_layers (not set -> 4)"),
+        ("--data.seed=1", "data.seed (0 -> 1)"),
+        ("--debug.seed=1", "debug.seed (0 -> 1)"),
+        ("--training.global_batch_size=16", "training.global_batch_size (8 -> 16)"),
+        ("--data.sources=[{path='other.jsonl'}]", 'data.sources ([{"path": "embedded://python"'),
+        ("--checkpoint.enable=false", "checkpoint.enable (true -> false)"),
+    ],
+)
+def test_another_configuration_is_refused_by_the_names_of_its_keys(run, override, message):
+    with pytest.raises(SettingsError, match="holds a run with another configuration") as raised:
+        check_run_folder(settings(run, override, "--metrics.log_freq=1"))
+    assert message in str(raised.value)
+    assert "metrics.log_freq" not in str(raised.value)
+
+
+def test_all_differing_keys_are_named(run):
+    with pytest.raises(SettingsError) as raised:
+        check_run_folder(settings(run, "--optimizer.lr=0.5", "--data.seed=1", "--nitp.shift=0"))
+    assert all(key in str(raised.value) for key in ("optimizer.lr", "data.seed", "nitp.shift"))
+
+
+def test_harmless_changes_are_accepted_and_reported(run):
+    changes = check_run_folder(settings(run, "--metrics.log_freq=7", "--job.description=x"))
+    assert changes == [
+        'job.description ("Debug decoder with NITP" -> "x")',
+        "metrics.log_freq (5 -> 7)",
+    ]
+    # The schedule follows the number of steps unless it has its own.
+    (change,) = check_run_folder(settings(run, "--training.steps=7"))
+    assert change == "training.steps (200 -> 7), and with it the learning rate's schedule"
+
+
+def test_a_directory_that_moved_is_the_same_run(run):
+    moved = run.rename(run.with_name("moved"))
+    (change,) = check_run_folder(settings(moved))
+    assert change.startswith("job.dump_folder (")
+
+
+def test_what_may_change_exists_and_leaves_the_mathematics_alone():
+    options = [f"{t}.{key}" for t, keys in load_schema().items() if "." not in t for key in keys]
+    for pattern in MAY_CHANGE:
+        table = pattern.partition(".")[0]
+        is_empty = not load_schema()[table]  # a table that has no options yet
+        assert is_empty or any(fnmatchcase(option, pattern) for option in options), pattern
+    for table in ("model", "nitp", "optimizer", "tokenizer", "float8", "override", "lr_scheduler"):
+        for key in load_schema()[table]:
+            assert not may_change(f"{table}.{key}"), key
+
+
+def test_a_configuration_that_cannot_be_read_is_not_taken_for_none(run):
+    (run / "config.toml").write_text("[nitp]\nno_such_key = 1\n")
+    with pytest.raises(SettingsError, match="this version cannot read: .*nitp.no_such_key"):
+        check_run_folder(settings(run))
+
+
+def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(SettingsError, match="is no folder: .*file is a file"):
+            check_run_folder(settings(folder))
+    with pytest.raises(SettingsError, match=r"job.dump_folder \(s3://bucket/run\) must be a path"):
+        check_run_folder(settings("s3://bucket/run"))
+
+
+def test_a_read_only_directory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(SettingsError, match="cannot be written to"):
+        check_run_folder(settings(tmp_path))
+
+
+def test_checkpoints_without_a_configuration_are_refused(run):
+    (run / "checkpoint" / "step-2").mkdir(parents=True)
+    assert check_run_folder(settings(run)) == []
+    (run / "config.toml").unlink()
+    with pytest.raises(SettingsError, match="has checkpoints but no config.toml"):
+        check_run_folder(settings(run))
+    assert check_run_folder(settings(run, "--checkpoint.enable=false")) == []
