@@ -98,6 +98,7 @@ def build_config(settings: Settings) -> RunTrainer.Config:
         convert_linears(config, settings.values["float8"]),
         RunTrainer.Config,
         metrics=derive(config.metrics, DataMetricsProcessor.Config),
+        settings=settings.values,
     )
     return on_platform(run_config)
 

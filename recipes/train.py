@@ -1,7 +1,8 @@
 """Train: python -m recipes.train --job.config_file F.toml [--table.key value ...]
 
 One process, or one per device under torchrun. Exit code 0 done, 1 failure, 2 bad usage or
-configuration; a user's mistake is one line on stderr that starts with `error: `.
+configuration. A user's mistake is one line on stderr that starts with `error: `, printed once
+however many ranks there are.
 """
 
 import os
@@ -9,11 +10,11 @@ import sys
 from collections.abc import Sequence
 
 from recipes.checks import check_environment, check_export, check_files, check_settings
-from recipes.command import describe_single_process, report_error
+from recipes.command import describe_single_process, print_error, report_error
 from recipes.help import format_help
 from recipes.run_folder import check_run_folder, save_config
 from recipes.schema import load_schema
-from recipes.settings import Settings, resolve_settings
+from recipes.settings import Settings, SettingsError, resolve_settings
 
 USAGE = __doc__.splitlines()[0]
 
@@ -69,19 +70,29 @@ def run(settings: Settings, changes: Sequence[str] = ()) -> int:
             check_model(settings)
     except (ValueError, NotImplementedError) as error:
         return report_error(error, 2)
+    from recipes.peers import PeerWatch
+
     job.init_logging()
     for change in changes:
         job.logger.info(f"Changed since the run began: {change}")
     if os.environ["RANK"] == "0":
         save_config(settings)
-    try:
-        job.train(config)
-        if settings.values["export"]["enable"] and os.environ["RANK"] == "0":
-            job.export(settings)
-    except (ValueError, OSError) as error:
-        return report_error(error, 1)
+    with PeerWatch() as peers:
+        try:
+            job.train(config)
+            if settings.values["export"]["enable"] and os.environ["RANK"] == "0":
+                job.export(settings)
+        except Exception as error:
+            if peers.claim_report():
+                print_error(error)
+            return 2 if isinstance(error, SettingsError) else 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if exit_code:
+        # At once: threads and connections may wait for ranks that are gone.
+        os._exit(exit_code)
