@@ -12,6 +12,9 @@ from torch.nn.attention.flex_attention import _DEFAULT_SPARSE_BLOCK_SIZE as ATTE
 # Buffer of per-chunk gradients that ends as one gradient of the whole sequence.
 from torchtitan.components.loss import GradAccumulator
 
+# What the metrics processor logs through: a container whose list of loggers has no public name.
+from torchtitan.components.metrics import BaseLogger, LoggerContainer, TensorBoardLogger
+
 # Shards a tensor's sequence as context parallelism shards the model's inputs.
 from torchtitan.distributed.context_parallel.api import cp_shard
 
@@ -27,6 +30,7 @@ __all__ = [
     "ATTENTION_BLOCK_SIZE",
     "GradAccumulator",
     "cp_shard",
+    "flush_tensorboard",
     "replicated_weight_sharding",
     "resolve_fsdp_mesh",
 ]
@@ -35,3 +39,10 @@ __all__ = [
 def replicated_weight_sharding() -> SpmdLayout:
     """Placement of a weight that every model-parallel rank holds whole."""
     return dense_param_placement(tp=spmd.R)
+
+
+def flush_tensorboard(logger: BaseLogger) -> None:
+    """Put what has been logged into the file; TorchTitan leaves it in memory for two minutes."""
+    for each in logger._loggers if isinstance(logger, LoggerContainer) else [logger]:
+        if isinstance(each, TensorBoardLogger):
+            each.writer.flush()

@@ -1,6 +1,7 @@
 """NITP's figures on the console and in TensorBoard: global means, reduced at log steps only."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,7 +124,7 @@ class NITPMetricsProcessor(MetricsProcessor):
                 ratio_sq = sums[Sum.NITP_GRAD_SQ] / sums[Sum.NTP_GRAD_SQ]
                 metrics["nitp/grad_ratio"] = ratio_sq**0.5
             projector_norm = self._projector_grad_norm()
-            if projector_norm is not None:
+            if projector_norm is not None and math.isfinite(grad_norm):
                 # The gradients are clipped by now, all by the same factor.
                 clip = min(1.0, self._max_norm / (grad_norm + 1e-6))
                 metrics["nitp/projector_grad_norm"] = projector_norm / clip

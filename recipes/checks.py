@@ -51,6 +51,7 @@ def check_settings(settings: Settings) -> None:
         nitp = build_nitp(settings)
         build_data(settings)
         _check_validation(settings)
+        _check_nonfinite(settings)
         _check_checkpoint(settings)
         if settings.values["model"]["name"] == "nitp":
             shape = build_shape(settings)
@@ -156,6 +157,17 @@ def _check_validation(settings: Settings) -> None:
             f"validation.enable (true) must be false with parallelism.pipeline_parallel_schedule "
             f'"{schedule}", which PyTorch cannot run forward only. Set it to false or choose '
             "another schedule."
+        )
+
+
+def _check_nonfinite(settings: Settings) -> None:
+    policy = settings.values["training"]["on_nonfinite"]
+    implementation = settings.values["optimizer"]["implementation"]
+    if policy == "skip" and not implementation.startswith("fused"):
+        raise ValueError(
+            f'training.on_nonfinite ("skip") needs a fused optimizer, not '
+            f'optimizer.implementation "{implementation}": only that can skip an update without '
+            'asking the host. Set optimizer.implementation = "fused".'
         )
 
 

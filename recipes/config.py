@@ -54,6 +54,7 @@ from nitp.checkpoint import NITPCheckpointManager  # noqa: E402
 from nitp.compose import check_composition  # noqa: E402
 from nitp.degrees import check_expert_ranks  # noqa: E402
 from nitp.export.importing import check_hf_folder  # noqa: E402
+from recipes.checkpoint import RunCheckpointManager  # noqa: E402
 from recipes.data.config import DataConfig  # noqa: E402
 from recipes.data.encoder import Encoder  # noqa: E402
 from recipes.data.loader import PackedDataLoader  # noqa: E402
@@ -98,6 +99,8 @@ def build_config(settings: Settings) -> RunTrainer.Config:
         convert_linears(config, settings.values["float8"]),
         RunTrainer.Config,
         metrics=derive(config.metrics, DataMetricsProcessor.Config),
+        checkpoint=derive(config.checkpoint, RunCheckpointManager.Config),
+        on_nonfinite=settings.values["training"]["on_nonfinite"],
         settings=settings.values,
     )
     return on_platform(run_config)
@@ -116,6 +119,7 @@ def build_torchtitan_config(settings: Settings) -> Trainer.Config:
     tokenizer_path = resolve_tokenizer_path(values["tokenizer"]["path"])
     if os.path.isdir(tokenizer_path):  # a dry run may be where the tokenizer is not
         _check_tokenizer(tokenizer_path, data, spec.model.vocab_size)
+    training = {key: v for key, v in values["training"].items() if key != "on_nonfinite"}
     try:
         return Trainer.Config(
             model_spec=spec,
@@ -132,7 +136,7 @@ def build_torchtitan_config(settings: Settings) -> Trainer.Config:
             ),
             optimizer=_build_optimizer(values["optimizer"]),
             lr_scheduler=LRSchedulersContainer.Config(**values["lr_scheduler"]),
-            training=TrainingConfig(**values["training"]),
+            training=TrainingConfig(**training),
             parallelism=ParallelismConfig(**values["parallelism"]),
             checkpoint=_build_checkpoint(values["checkpoint"]),
             activation_checkpoint=_build_activation_checkpoint(values["activation_checkpoint"]),

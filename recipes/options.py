@@ -61,6 +61,18 @@ class TokenizerOptions:
     """A folder with Hugging Face tokenizer files, or `embedded://python-bpe-8k`."""
 
 
+OnNonfinite = Literal["stop", "skip"]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class TrainingOptions:
+    """What this project adds to the `[training]` table."""
+
+    on_nonfinite: OnNonfinite = "stop"
+    """A step whose loss or gradient is not finite: stop, saying where, or skip its update, up to 10
+    times in succession, and count it. Checked every step; skip needs a fused optimizer."""
+
+
 @dataclass(kw_only=True, slots=True, frozen=True)
 class OptimizerOptions:
     """The numbers that TorchTitan keeps inside `param_groups`, for all parameters."""

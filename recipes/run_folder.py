@@ -19,7 +19,8 @@ MAY_CHANGE = (
     "checkpoint.allow_pickle", "checkpoint.allow_projector_change",
     "debug.print_config", "debug.save_config_file", "debug.enable_structured_logging",
     # How long, and how failures are met.
-    "training.steps", "data.num_epochs", "data.on_error", "comm.*", "debug.detect_anomaly",
+    "training.steps", "data.num_epochs", "data.on_error", "training.on_nonfinite", "comm.*",
+    "debug.detect_anomaly",
     # Where and how the same mathematics runs: rounding at most.
     "parallelism.*", "activation_checkpoint.*", "compile.*", "loss.num_chunks", "data.num_workers",
     "training.local_batch_size", "training.enable_cpu_offload", "training.disable_cuda_graphs",

@@ -24,7 +24,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "data.sources": ("recipes.data.config:SourceConfig",),
     "validation": ("torchtitan.components.validate:Validator.Config",),
     "tokenizer": ("recipes.options:TokenizerOptions",),
-    "training": ("torchtitan.config.configs:TrainingConfig",),
+    "training": ("torchtitan.config.configs:TrainingConfig", "recipes.options:TrainingOptions"),
     "optimizer": (
         "recipes.options:OptimizerOptions",
         "torchtitan.components.optimizer.optimizer:OptimizersContainer.Config",

@@ -1,8 +1,8 @@
 """Train: python -m recipes.train --job.config_file F.toml [--table.key value ...]
 
-One process, or one per device under torchrun. Exit code 0 done, 1 failure, 2 bad usage or
-configuration. A user's mistake is one line on stderr that starts with `error: `, printed once
-however many ranks there are.
+One process, or one per device under torchrun. Exit code 0 done, or stopped by a signal and saved;
+1 failure; 2 bad usage or configuration. A user's mistake is one line on stderr that starts with
+`error: `, printed once however many ranks there are.
 """
 
 import os
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from recipes.checks import check_environment, check_export, check_files, check_settings
 from recipes.command import describe_single_process, print_error, report_error
 from recipes.help import format_help
-from recipes.run_folder import check_run_folder, save_config
+from recipes.run_folder import check_run_folder
 from recipes.schema import load_schema
 from recipes.settings import Settings, SettingsError, resolve_settings
 
@@ -50,6 +50,7 @@ def run(settings: Settings, changes: Sequence[str] = ()) -> int:
     """
     is_dry_run = settings.values["job"]["dry_run"]
     is_launched = "RANK" in os.environ
+    is_new = not os.path.exists(settings.values["job"]["dump_folder"])
     describe_single_process()
     try:
         from recipes.config import build_config, check_ranks, count_fewest_ranks
@@ -75,12 +76,10 @@ def run(settings: Settings, changes: Sequence[str] = ()) -> int:
     job.init_logging()
     for change in changes:
         job.logger.info(f"Changed since the run began: {change}")
-    if os.environ["RANK"] == "0":
-        save_config(settings)
     with PeerWatch() as peers:
         try:
-            job.train(config)
-            if settings.values["export"]["enable"] and os.environ["RANK"] == "0":
+            is_over = job.train(config, settings, is_new=is_new)
+            if is_over and settings.values["export"]["enable"] and os.environ["RANK"] == "0":
                 job.export(settings)
         except Exception as error:
             if peers.claim_report():

@@ -24,6 +24,7 @@ from recipes.data.encoder import Encoder
 from recipes.data.mixture import PackedData
 from recipes.data.packing import Row
 from recipes.data.position import Position
+from recipes.stop import survive_first_signal
 
 _BATCHES_AHEAD = 2
 _BATCHES_REMEMBERED = 256
@@ -112,6 +113,7 @@ class PackedDataLoader(BaseDataLoader):
             _RankRows(self._packed, self._position, end, self._rank, self._num_ranks),
             batch_size=None,  # rows: a worker that owns whole streams tokenizes nothing in vain
             collate_fn=_identity,
+            worker_init_fn=survive_first_signal,
             num_workers=num_workers,
             prefetch_factor=-(-_BATCHES_AHEAD * self._batch_size // num_workers)
             if num_workers

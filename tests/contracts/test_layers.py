@@ -20,6 +20,7 @@ TORCH_FREE = [
     "recipes/run_folder.py",
     "recipes/schema.py",
     "recipes/settings.py",
+    "recipes/stop.py",
     "recipes/values.py",
     "recipes/data/config.py",
     "recipes/data/corpus.py",

@@ -70,6 +70,7 @@ def test_ranks_that_differ_are_refused_by_what_they_differ_in(tmp_path):
     assert wait(ranks) == [2, 2]
     (error,) = all_errors(ranks)
     assert "Ranks 0 and 1 differ in optimizer.lr (1.0 / 2.0). Start all ranks with" in error
+    assert not folder.exists()
 
 
 @pytest.mark.slow
@@ -90,3 +91,4 @@ def test_ranks_with_other_data_are_refused(tmp_path):
     assert wait(ranks) == [2, 2]
     (error,) = all_errors(ranks)
     assert "Ranks 0 and 1 differ in size of data file 7.txt (3000 / 3001)" in error
+    assert not folder.exists()

@@ -1,0 +1,89 @@
+"""The launcher that users have: what torchrun makes of signals, mistakes and ranks that die."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nitp.checkpoint_folder import find_steps
+from tests.launch import SMALL
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+
+class Job:
+    """torchrun with two ranks, its output in a file."""
+
+    def __init__(self, log: Path, *arguments: str) -> None:
+        self.log = log
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+             "-m", "recipes.train", *SMALL, *arguments],
+            cwd=ROOT, stdout=log.open("w"), stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def errors(self) -> list[str]:
+        return [line for line in self.text().splitlines() if line.startswith("error: ")]
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + 120
+        while text not in self.text():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.text()[-3000:]
+            time.sleep(0.05)
+
+    def ranks(self) -> list[int]:
+        """Process ids."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
+
+def test_a_signal_to_torchrun_saves_and_the_run_resumes(tmp_path):
+    run = tmp_path / "run"
+    arguments = [f"--job.dump_folder={run}", "--training.steps=60", "--checkpoint.interval=100"]
+    job = Job(tmp_path / "log", *arguments)
+    job.wait_for("step      3  loss")
+    job.process.send_signal(signal.SIGTERM)
+    assert job.process.wait(60) == 1, "torchrun's own code, whatever its ranks return"
+    assert "Stopped by SIGTERM after step" in job.text()
+    assert "To resume: torchrun --nproc_per_node=2 -m recipes.train" in job.text()
+    assert "exitcode: -" not in job.text() and "error: " not in job.text()
+    (step,) = find_steps(run / "checkpoint")
+    job = Job(tmp_path / "log", *arguments, f"--training.steps={step + 2}")
+    assert job.process.wait(120) == 0, job.text()[-3000:]
+    assert f"Training starts at step {step + 1}" in job.text()
+
+
+def test_a_rank_that_is_killed_ends_the_job_within_seconds(tmp_path):
+    job = Job(tmp_path / "log", f"--job.dump_folder={tmp_path / 'run'}", "--training.steps=99")
+    job.wait_for("step      2  loss")
+    ranks = job.ranks()
+    os.kill(ranks[1], signal.SIGKILL)
+    started = time.monotonic()
+    assert job.process.wait(60) == 1
+    assert time.monotonic() - started < 15
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("--training.global_batch_size=9", "training.global_batch_size (9)"),
+        ("--data.num_streams=7", "data.num_streams (7)"),
+    ],
+)
+def test_a_mistake_is_printed_once(tmp_path, mistake, message):
+    """Before the ranks can talk to each other, and after."""
+    job = Job(tmp_path / "log", f"--job.dump_folder={tmp_path / 'run'}", mistake)
+    assert job.process.wait(60) == 1
+    (error,) = job.errors()
+    assert message in error
+    assert not (tmp_path / "run").exists()
