@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= train_configs/debug.toml
 
-.PHONY: train test test-slow lint clean
+.PHONY: train test test-slow campaign lint clean
 
 train: .venv/.installed
 	$(BIN)/python -m recipes.train --job.config_file $(CONFIG)
@@ -13,6 +13,11 @@ test: lint
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow
+
+# Forty kills, then 82 bad inputs. The kills are kept: started again, it goes on where it ended.
+campaign: .venv/.installed
+	$(BIN)/python -m tests.campaign.kills --output outputs/campaign
+	$(BIN)/python -m pytest tests/campaign/test_bad_inputs.py -m slow
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
