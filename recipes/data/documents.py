@@ -6,6 +6,7 @@ Imports no torch.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import chain, islice
 from typing import Any, Literal
 
@@ -104,9 +105,8 @@ def load_documents(data: DataConfig, split: Split) -> list[Documents]:
         tried = 1 if data.on_error == "raise" else _NUM_TRIED
         Documents(option, blocks[-1]).check_first(tried)
 
-    def has(name: str) -> bool:
-        return is_validation(name, fraction) != is_training
-
+    # Not a closure: a worker process that is not forked gets a pickle of it.
+    has = partial(_has, fraction=fraction, is_training=is_training)
     selection = has if fraction > 0 or not is_training else None
     if is_training:
         found = [
@@ -118,6 +118,10 @@ def load_documents(data: DataConfig, split: Split) -> list[Documents]:
     for documents in found:
         _check_count(documents, data, split)
     return found
+
+
+def _has(name: str, fraction: float, is_training: bool) -> bool:
+    return is_validation(name, fraction) != is_training
 
 
 def _check_count(documents: Documents, data: DataConfig, split: Split) -> None:

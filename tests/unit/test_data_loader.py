@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import pickle
 import time
 from dataclasses import replace
 from itertools import islice
@@ -126,6 +127,16 @@ def test_accumulated_small_batches_are_the_same_global_batch(
         row for batch in draw(build_ranks(data, tokenizer, 2, batch_size=2), 6) for row in batch
     ]
     assert rows == expected_rows(data, tokenizer, 24)
+
+
+def test_workers_need_not_be_forked(data, tokenizer):
+    """Where they are not, the default from Python 3.14 on, they get a pickle of the data."""
+    packed = build(data, tokenizer)._packed
+    rows = [p.open_stream(0, 0, [START]) for p in (packed, pickle.loads(pickle.dumps(packed)))]
+    for _ in range(5):
+        (_, ours), (_, theirs) = (stream.next_row() for stream in rows)
+        assert ours is not None and theirs is not None
+        assert (ours.row_3L == theirs.row_3L).all()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
