@@ -4,6 +4,7 @@ Every key is the model's, or training-only by name, or an error.
 """
 
 import functools
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from torchtitan.components.checkpointer.base import (
 
 from nitp.checkpoint_folder import RANDOM_STATE, find_fault, find_steps
 from nitp.projector import PROJECTOR_NAME
+
+logger = logging.getLogger(__name__)
 
 TRAINING_ONLY = (PROJECTOR_NAME, OPTIMIZER, LR_SCHEDULER, DATALOADER, TRAIN_STATE, RANDOM_STATE)
 """First parts of the names that exported weights never have."""
@@ -124,14 +127,20 @@ class Checkpoint:
 def find_checkpoint(folder: Path, step: int | None) -> Checkpoint:
     """The checkpoint of `step`, or the latest complete one for None, among folders `step-N`.
 
-    Raises ValueError naming the steps there are.
+    Warns of newer ones that were cut off. Raises ValueError naming the steps there are, and what is
+    wrong with those that are not complete.
     """
-    steps = {number: path for number, path in find_steps(folder).items() if not find_fault(path)}
-    if not steps:
-        raise ValueError(f"{folder} has no complete checkpoint (step-N with .metadata).")
-    if step is not None and step not in steps:
-        raise ValueError(
-            f"{folder} has no checkpoint of step {step}. It has "
-            f"{', '.join(str(number) for number in steps)}."
-        )
-    return Checkpoint(steps[max(steps) if step is None else step])
+    found = find_steps(folder)
+    faults = {n: fault for n, path in found.items() if (fault := find_fault(path)) is not None}
+    complete = [n for n in found if n not in faults]
+    if step is None and complete:
+        step = complete[-1]
+        for newer in (n for n in faults if n > step):
+            logger.warning(f"{found[newer]} is passed over: {faults[newer]}.")
+    if step in complete:
+        return Checkpoint(found[step])
+    wanted = "complete checkpoint" if step is None else f"complete checkpoint of step {step}"
+    reasons = "; ".join(f"step-{n}: {fault}" for n, fault in faults.items())
+    reason = f" ({reasons})" if reasons else ""
+    have = f" It has {', '.join(map(str, complete))}." if complete else ""
+    raise ValueError(f"{folder} has no {wanted}{reason}.{have}")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nitp.export.checkpoint import find_checkpoint
 from recipes import checks, export_run
 from recipes.export import main
 from recipes.settings import resolve_settings
@@ -62,7 +63,7 @@ def test_the_command_exports_and_says_what_it_dropped(capsys, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--step", "7"], "no checkpoint of step 7. It has 3."),
+        (["--step", "7"], "no complete checkpoint of step 7. It has 3."),
         (["--step", "x"], '--step (x) must be "latest" or a number.'),
         (["--dtype", "int4"], "argument --dtype: invalid choice: 'int4'"),
         (["--verfy", "none"], "unrecognized arguments: --verfy none"),
@@ -114,19 +115,29 @@ def test_the_9b_model_is_compared_up_to_its_first_moe_layer(monkeypatch):
 
 def test_an_unfinished_checkpoint_is_no_checkpoint(capsys, run):
     (run / "checkpoint/step-3/.metadata").unlink()
-    assert "has no checkpoint (step-N with .metadata)" in refuse(capsys, run, code=2)
+    expected = "has no complete checkpoint (step-3: it has no .metadata, so its save did not end)"
+    assert expected in refuse(capsys, run, code=2)
 
 
-def test_a_damaged_checkpoint_fails_naming_what_cannot_be_read(capsys, run):
+def test_a_damaged_checkpoint_is_refused_naming_what_is_damaged(capsys, run):
     checkpoint = run / "checkpoint/step-3"
     (data,) = checkpoint.glob("*.distcp")
     size = data.stat().st_size
     os.truncate(data, size // 2)
-    assert "cannot be read" in refuse(capsys, run, code=1)
+    assert f"(step-3: {data.name} has {size // 2} of " in refuse(capsys, run, code=2)
     data.unlink()
-    assert "cannot be read" in refuse(capsys, run, code=1)
+    assert f"(step-3: {data.name} has 0 of " in refuse(capsys, run, code=2)
     (checkpoint / ".metadata").write_bytes(b"garbage")
-    assert "the metadata cannot be read" in refuse(capsys, run, code=1)
+    assert "(step-3: its .metadata cannot be read (" in refuse(capsys, run, code=2)
+
+
+def test_a_newer_checkpoint_that_was_cut_off_is_passed_over_by_name(caplog, run):
+    folder = run / "checkpoint"
+    (folder / "step-5").mkdir()
+    assert find_checkpoint(folder, None).step == 3
+    assert f"{folder / 'step-5'} is passed over: it has no .metadata" in caplog.text
+    with pytest.raises(ValueError, match="no complete checkpoint of step 5 .*It has 3"):
+        find_checkpoint(folder, 5)
 
 
 def edited(state: dict, **edits) -> dict:
