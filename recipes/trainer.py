@@ -94,11 +94,13 @@ class RunTrainer(NITPTrainer):
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
         if self.num_steps_run == 0:
             self.before_first_step()
-        start = self.dataloader.state_dict()
-        self._first_row, self._num_backward_passes = int(start["rows"]), 0
+        self._first_row, self._num_backward_passes = self.dataloader.num_rows, 0
+        # A tensor for each stream: not at every step of data without end.
+        start = self.dataloader.state_dict() if self.dataloader.has_end else None
         try:
             super().train_step(data_iterator)
         except DataloaderExhaustedError:
+            assert start is not None
             self._save_without_step(start)
             raise
         except _UpdateSkippedError:

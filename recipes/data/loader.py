@@ -108,7 +108,7 @@ class PackedDataLoader(BaseDataLoader):
         if not self._is_training:
             self._position = self._start()
         num_workers = self._data.num_workers
-        end = None if self._packed.num_epochs == -1 else self._compute_end()
+        end = self._compute_end() if self.has_end else None
         engine = StatefulDataLoader(
             _RankRows(self._packed, self._position, end, self._rank, self._num_ranks),
             batch_size=None,  # rows: a worker that owns whole streams tokenizes nothing in vain
@@ -153,6 +153,16 @@ class PackedDataLoader(BaseDataLoader):
                 f"({self._num_ranks}). Keep the global batch size and a degree that divides it."
             )
         self._position.load_state_dict(state_dict)
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the data run out."""
+        return self._packed.num_epochs != -1
+
+    @property
+    def num_rows(self) -> int:
+        """Rows handed out to all ranks, those of earlier sessions included."""
+        return self._position.rows
 
     @property
     def skips_bad(self) -> bool:
