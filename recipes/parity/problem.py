@@ -27,7 +27,7 @@ OVERRIDES = [
 learning rate from the first step on, so that losses show what the updates were. Adam's epsilon is
 as large as a gradient's entries: with a tiny one, an entry that is rounding noise moves its weight
 by a whole learning rate, one way or the other. The seeds are ones that give every rank another
-number of pairs, and routers without a near tie."""
+number of pairs and, where a cell adds nothing to the problem, routers without a near tie."""
 
 
 def write_data(folder: Path) -> list[str]:

@@ -33,7 +33,7 @@ def over_cells(*ids: str) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest) -> dict[str, Outcome]:
-    """Of the cells that this session's tests ask for, by id."""
+    """Of the cells that the selected tests ask for, by id."""
     items = [item for item in request.session.items if item.path == request.path]
     wanted = {item.callspec.params.get("cell") for item in items if hasattr(item, "callspec")}
     selected = [entry for name, entry in ENTRIES.items() if name in wanted]
