@@ -1,6 +1,7 @@
 """Loads checkpoints across a change of NITP: the projector comes with them, starts fresh, or stays
 behind, and never silently."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torchtitan.components.checkpointer import CheckpointManager
 from torchtitan.components.checkpointer.base import MODEL
+from torchtitan.protocols.state_dict_adapter import BaseStateDictAdapter
 from torchtitan.tools.logging import logger
 
 from nitp.projector import PROJECTOR_NAME
@@ -92,6 +94,23 @@ class _ProjectorPlanner(DefaultLoadPlanner):
             )
         # What is not planned keeps its value: fresh parameters and moments.
         self.state_dict = {k: v for k, v in self.state_dict.items() if not _is_projector(k)}
+
+
+@functools.cache
+def without_projector(adapter: type[BaseStateDictAdapter]) -> type[BaseStateDictAdapter]:
+    """A subclass that leaves the projector out: it exists in training only, so Hugging Face
+    weights neither receive it nor have it to give."""
+
+    class BackboneStateDictAdapter(adapter):
+        def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+            return super().to_hf(
+                {name: value for name, value in state_dict.items() if not _is_projector(name)}
+            )
+
+    BackboneStateDictAdapter.__name__ = BackboneStateDictAdapter.__qualname__ = (
+        f"Backbone{adapter.__name__}"
+    )
+    return BackboneStateDictAdapter
 
 
 def _is_projector(name: str) -> bool:

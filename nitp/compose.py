@@ -1,17 +1,14 @@
 """Which of TorchTitan's techniques run with NITP; the others are refused by name at start-up."""
 
-from typing import TYPE_CHECKING
+from torchtitan.config import ParallelismConfig
+from torchtitan.trainer import Trainer
 
-from nitp.degrees import check_degrees
-
-if TYPE_CHECKING:
-    from nitp.trainer import NITPTrainer
+from nitp.config import NITPConfig
 
 
-def check_composition(config: "NITPTrainer.Config") -> None:
-    """Raise ValueError naming the option of `config` that TorchTitan or NITP does not run with."""
-    check_degrees(config)
-    if not config.nitp.is_active:
+def check_composition(config: Trainer.Config, nitp: NITPConfig) -> None:
+    """Raise ValueError naming the option of `config` that does not run with NITP."""
+    if not nitp.is_active:
         return
     parallelism = config.parallelism
     tp, cp = parallelism.tensor_parallel_degree, parallelism.context_parallel_degree
@@ -32,7 +29,7 @@ def check_composition(config: "NITPTrainer.Config") -> None:
             "NITP knows where the next token lies only in these orders."
         )
     if tp > 1 or cp > 1 or pp > 1:
-        _check_exotic_variants(config)
+        _check_exotic_variants(nitp, parallelism)
     parts = parallelism.module_fqns_per_model_part
     if pp > 1 and parts is not None and not {"norm", "lm_head"} <= set(parts[-1]):
         raise ValueError(
@@ -48,9 +45,9 @@ def check_composition(config: "NITPTrainer.Config") -> None:
         )
 
 
-def _check_exotic_variants(config: "NITPTrainer.Config") -> None:
+def _check_exotic_variants(nitp: NITPConfig, parallelism: ParallelismConfig) -> None:
     """Ablation variants that need whole sequences, or a gradient across shards, on one device."""
-    nitp, where = config.nitp, "with tensor, context or pipeline parallelism"
+    where = "with tensor, context or pipeline parallelism"
     if not nitp.stop_gradient:
         raise ValueError(
             f"nitp.stop_gradient (false) is not implemented {where}: the target's gradient would "
@@ -61,7 +58,7 @@ def _check_exotic_variants(config: "NITPTrainer.Config") -> None:
             f'nitp.loss ("{nitp.loss}") is not implemented {where}: it compares all tokens of a '
             "document. Use data parallelism."
         )
-    if config.parallelism.tensor_parallel_degree > 1 and nitp.hidden == "pre_norm":
+    if parallelism.tensor_parallel_degree > 1 and nitp.hidden == "pre_norm":
         raise ValueError(
             'nitp.hidden ("pre_norm") is not implemented with tensor parallelism. Use "post_norm".'
         )

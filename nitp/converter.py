@@ -11,10 +11,9 @@ from torchtitan.models.common.decoder import Decoder
 from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.trainer import Trainer
 
-from nitp.checkpoint import NITPCheckpointManager
+from nitp.checkpoint import NITPCheckpointManager, without_projector
 from nitp.config import NITPConfig
 from nitp.decoder import nitp_decoder_class
-from nitp.export.mapping import without_projector
 from nitp.loss import NITPLoss
 from nitp.metrics import NITPMetricsProcessor
 from nitp.parallelize import wrap_parallelize, wrap_pipelining

@@ -20,7 +20,7 @@ from nitp.config import NITPConfig
 from nitp.decoder import NITPOutput
 from nitp.fsdp import hold_stage, one_projector_sync
 from nitp.projector import PROJECTOR_NAME
-from nitp.shards import SequenceShards
+from nitp.sequence import SequenceShards
 
 
 class Sum(IntEnum):

@@ -5,17 +5,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torchtitan.distributed import ParallelDims
 from torchtitan.distributed.utils import dist_sum_tensor
 from torchtitan.trainer import Trainer
 
 from nitp.compose import check_composition
 from nitp.config import NITPConfig
-from nitp.degrees import check_expert_ranks
 from nitp.loss import NITPLoss
 from nitp.metrics import NITPMetricsProcessor, StepContext
 from nitp.pairs import PAIR_WEIGHT, pair_mask, shard_pair_weight
-from nitp.shards import SequenceShards
+from nitp.sequence import SequenceShards
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
@@ -30,7 +28,7 @@ class NITPTrainer(Trainer):
     config: Config
 
     def __init__(self, config: Config) -> None:
-        check_composition(config)
+        check_composition(config, config.nitp)
         super().__init__(config)
         assert isinstance(self.metrics_processor, NITPMetricsProcessor)
         if config.validator.enable and config.validator.steps != -1:
@@ -55,11 +53,6 @@ class NITPTrainer(Trainer):
             max_norm=config.training.max_norm,
             has_loss=not self.parallel_dims.pp_enabled or self.pp_has_last_stage,
         )
-
-    def init_distributed(self) -> ParallelDims:
-        dims = super().init_distributed()
-        check_expert_ranks(dims)
-        return dims
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
         if not isinstance(self.loss_fn, NITPLoss):

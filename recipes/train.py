@@ -9,12 +9,17 @@ import os
 import sys
 from collections.abc import Sequence
 
-from recipes.checks import check_environment, check_export, check_files, check_settings
-from recipes.command import describe_single_process, print_error, report_error
-from recipes.help import format_help
-from recipes.run_folder import check_run_folder
-from recipes.schema import load_schema
-from recipes.settings import Settings, SettingsError, resolve_settings
+from recipes.command import (
+    check_environment,
+    print_error,
+    report_error,
+    set_single_process_environment,
+)
+from recipes.config.help import format_help
+from recipes.config.rules import check_export, check_files, check_settings
+from recipes.config.schema import load_schema
+from recipes.config.settings import Settings, SettingsError, resolve_settings
+from recipes.run.folder import check_run_folder
 
 USAGE = __doc__.splitlines()[0]
 
@@ -51,41 +56,53 @@ def run(settings: Settings, changes: Sequence[str] = ()) -> int:
     is_dry_run = settings.values["job"]["dry_run"]
     is_launched = "RANK" in os.environ
     is_new = not os.path.exists(settings.values["job"]["dump_folder"])
-    describe_single_process()
+    set_single_process_environment()
     try:
-        from recipes.config import build_config, check_ranks, count_fewest_ranks
+        from recipes.build import build_config
+        from recipes.config.degrees import check_ranks, count_fewest_ranks
 
         config = build_config(settings)
         num_ranks = int(os.environ["WORLD_SIZE"])
         if is_dry_run and not is_launched:
             num_ranks = count_fewest_ranks(config.parallelism)
         check_ranks(config, num_ranks)
-        from recipes import job
+        from recipes.run import job
 
         if is_dry_run:
             print(job.summarize(config, num_ranks))
             return 0
         if settings.values["export"]["enable"]:
-            from recipes.export_run import check_model
+            from recipes.export.run import check_model
 
             check_model(settings)
     except (ValueError, NotImplementedError) as error:
         return report_error(error, 2)
-    from recipes.peers import PeerWatch
+    from recipes.run.peers import PeerWatch
 
     job.init_logging()
     for change in changes:
         job.logger.info(f"Changed since the run began: {change}")
     with PeerWatch() as peers:
         try:
-            is_over = job.train(config, settings, is_new=is_new)
+            is_over = job.run_job(config, settings, is_new=is_new)
             if is_over and settings.values["export"]["enable"] and os.environ["RANK"] == "0":
-                job.export(settings)
+                _export(settings)
         except Exception as error:
             if peers.claim_report():
                 print_error(error)
             return 2 if isinstance(error, SettingsError) else 1
     return 0
+
+
+def _export(settings: Settings) -> None:
+    """Export the final checkpoint. The training state lies on the disk whatever becomes of it."""
+    from torchtitan.tools.logging import logger
+
+    from recipes.export.run import export_final
+
+    report = export_final(settings)
+    for line in str(report or "The final checkpoint is exported already.").splitlines():
+        logger.info(line)
 
 
 if __name__ == "__main__":

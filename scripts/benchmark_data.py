@@ -12,6 +12,10 @@ import tracemalloc
 from dataclasses import replace
 from typing import Any
 
+import recipes.platform  # noqa: F401  first: torchtitan resolves its device once
+
+# isort: split
+
 from recipes.config import load_config
 from recipes.data.config import DataConfig
 from recipes.data.documents import load_documents

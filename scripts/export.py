@@ -1,8 +1,8 @@
-"""Export a training checkpoint to a Hugging Face folder: see recipes/export.py."""
+"""Export a training checkpoint to a Hugging Face folder: see recipes/export/command.py."""
 
 import sys
 
-from recipes.export import main
+from recipes.export.command import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

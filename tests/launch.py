@@ -22,8 +22,9 @@ import torch
 import torch.distributed.checkpoint.format_utils as dcp_format
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import recipes.config  # noqa: F401  in the server, not in each fork
-from recipes import job, train
+import recipes.build  # noqa: F401  in the server, not in each fork
+from recipes import train
+from recipes.run import job
 
 set_forkserver_preload([__name__])
 

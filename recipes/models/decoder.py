@@ -30,7 +30,7 @@ from torchtitan.models.qwen3 import Qwen3Model, parallelize_qwen3
 from torchtitan.models.qwen3.model import Qwen3TransformerBlock
 from torchtitan.protocols.model_spec import ModelSpec
 
-from nitp.export.mapping import DecoderStateDictAdapter
+from recipes.models.hf.mapping import DecoderStateDictAdapter
 from recipes.models.shapes import DecoderShape
 
 

@@ -12,8 +12,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torchtitan.trainer import Trainer
 
-from recipes.config import build_config, build_torchtitan_config, load_settings, on_platform
+from recipes.build import build_config, build_torchtitan_config
+from recipes.config import load_settings
 from recipes.parity.masking import mask_prompts
+from recipes.platform import on_platform
 
 OVERRIDES = [
     "--metrics.log_freq=1",

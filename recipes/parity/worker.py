@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 
-from recipes.config import ON_CPU
+from recipes.platform import ON_CPU  # first: torchtitan resolves its device once
+
+# isort: split
+
 from recipes.parity.rank import run_leg
 
 LOG_LINES = 60

@@ -176,7 +176,7 @@ def _worker(
 
 def worker_environment(device: Device) -> dict[str, str]:
     """Of the worker process and, with their place in the world added, of its ranks."""
-    # Without a visible device recipes.config takes the CPU platform.
+    # Without a visible device recipes.platform takes the CPU platform.
     return {**os.environ, "CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else dict(os.environ)
 
 

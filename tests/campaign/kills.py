@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nitp.checkpoint_folder import find_fault, find_steps
+from recipes.run.checkpoint_folder import find_fault, find_steps
 from tests.launch import SMALL, Rank, assert_equal_states, load_state, read_curves, run, start
 
 NUM_STEPS = 40

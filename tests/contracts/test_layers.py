@@ -1,6 +1,9 @@
-"""The layers point one way: scripts -> recipes -> nitp -> torchtitan."""
+"""The folders point one way: scripts -> recipes -> nitp -> torchtitan, and no two to each other."""
 
 import ast
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,40 +13,106 @@ ROOT = Path(__file__).parents[2]
 TORCH_FREE = [
     "nitp/__init__.py",
     "nitp/config.py",
-    "recipes/train.py",
-    "recipes/checks.py",
     "recipes/command.py",
-    "recipes/export.py",
-    "recipes/fields.py",
-    "recipes/help.py",
-    "recipes/options.py",
-    "recipes/run_folder.py",
-    "recipes/schema.py",
-    "recipes/settings.py",
     "recipes/stop.py",
-    "recipes/values.py",
+    "recipes/train.py",
+    "recipes/config/__init__.py",
+    "recipes/config/fields.py",
+    "recipes/config/help.py",
+    "recipes/config/options.py",
+    "recipes/config/parts.py",
+    "recipes/config/rules.py",
+    "recipes/config/schema.py",
+    "recipes/config/settings.py",
+    "recipes/config/values.py",
     "recipes/data/config.py",
     "recipes/data/corpus.py",
     "recipes/data/sources.py",
     "recipes/data/tokenizer.py",
+    "recipes/export/command.py",
+    "recipes/export/request.py",
     "recipes/models/shapes.py",
+    "recipes/run/folder.py",
 ]
-
-
-def imports(path: Path, top_level_only: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level_only else ast.walk(tree)
-    names: set[str] = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name.split(".")[0] for name in names}
+PACKAGES = {
+    "nitp",
+    "recipes.config",
+    "recipes.run",
+    "recipes.data",
+    "recipes.models",
+    "recipes.export",
+    "recipes.platform",
+    "recipes.parity",
+}
+LOADS_WHEN_CALLED = {("recipes.config", "recipes.build")}
+"""load_config is one of recipes.config, and needs torch: it imports what builds when it is called.
+No other function's import points up."""
 
 
 def files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
+
+
+def _statements(nodes: list[ast.stmt], in_functions: bool) -> Iterator[ast.AST]:
+    """What runs when the module is imported, and with `in_functions` later; not what only the type
+    checker reads."""
+    for node in nodes:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if in_functions or not isinstance(node, ast.FunctionDef):
+            yield node
+            yield from _statements([*ast.iter_child_nodes(node)], in_functions)
+
+
+@cache
+def imports(path: Path, in_functions: bool = True) -> frozenset[str]:
+    """Dotted names that the file imports: modules, and modules with the name taken from them."""
+    names: set[str] = set()
+    for node in _statements(ast.parse(path.read_text()).body, in_functions):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(names)
+
+
+def roots(path: Path, in_functions: bool = True) -> set[str]:
+    return {name.split(".")[0] for name in imports(path, in_functions)}
+
+
+def own_file(name: str) -> Path | None:
+    """The file of one of this project's modules or packages."""
+    path = ROOT.joinpath(*name.split("."))
+    return next((p for p in (path / "__init__.py", path.with_suffix(".py")) if p.is_file()), None)
+
+
+def own_imports(path: Path, in_functions: bool) -> set[Path]:
+    found = {own_file(name) for name in imports(path, in_functions)} - {None, path}
+    return {file for file in found if file is not None}
+
+
+def room(path: Path) -> str:
+    """The package that a file belongs to; a file beside the packages is one of its own."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0] if parts[0] == "nitp" else ".".join(parts[:2])
+
+
+def arrows(in_functions: bool) -> set[tuple[str, str]]:
+    """(room, room that it imports from)."""
+    return {
+        (room(path), room(imported))
+        for path in files("nitp") + files("recipes")
+        for imported in own_imports(path, in_functions)
+        if room(path) != room(imported)
+    }
+
+
+def order(arrows: set[tuple[str, str]]) -> list[str]:
+    """From the bottom up; graphlib.CycleError names a cycle."""
+    graph: dict[str, set[str]] = {}
+    for above, below in arrows:
+        graph.setdefault(above, set()).add(below)
+    return [*TopologicalSorter(graph).static_order()]
 
 
 @pytest.mark.parametrize(
@@ -52,21 +121,54 @@ def files(package: str) -> list[Path]:
 )
 def test_no_layer_imports_from_above(package, above):
     for path in files(package):
-        assert not imports(path) & above, path.relative_to(ROOT)
+        assert not roots(path) & above, path.relative_to(ROOT)
+
+
+def test_no_packages_import_each_other():
+    assert set(order(arrows(in_functions=False))) >= PACKAGES
+    order(arrows(in_functions=True) - LOADS_WHEN_CALLED)
+
+
+def test_no_files_import_each_other():
+    order(
+        {
+            (str(path), str(imported))
+            for path in files("nitp") + files("recipes")
+            for imported in own_imports(path, in_functions=False)
+        }
+    )
 
 
 def test_the_mathematics_imports_only_torch():
-    assert imports(ROOT / "nitp/objective.py") <= {"torch", "collections"}
+    assert roots(ROOT / "nitp/objective.py") <= {"torch", "collections"}
+
+
+def test_the_sequence_runs_on_torch_alone():
+    path = ROOT / "nitp/sequence.py"
+    assert roots(path) <= {"torch", "nitp", "dataclasses", "typing"}
+    below = {ROOT / "nitp/__init__.py", ROOT / "nitp/objective.py"}
+    assert own_imports(path, in_functions=True) <= below
 
 
 @pytest.mark.parametrize("name", TORCH_FREE)
 def test_what_is_checked_first_does_not_import_torch(name):
-    assert not imports(ROOT / name, top_level_only=True) & {"torch", "torchtitan", "pyarrow"}
+    """Neither itself nor by what it imports, the packages that these are in among them."""
+    seen: set[Path] = set()
+    ahead = {ROOT / name}
+    while ahead:
+        path = ahead.pop()
+        seen.add(path)
+        packages = {parent / "__init__.py" for parent in path.relative_to(ROOT).parents}
+        ahead |= {ROOT / package for package in packages if (ROOT / package).is_file()}
+        ahead |= own_imports(path, in_functions=False)
+        ahead -= seen
+        found = roots(path, in_functions=False) & {"torch", "torchtitan", "pyarrow"}
+        assert not found, f"{path.relative_to(ROOT)}: {found}"
 
 
 def test_only_the_cpu_platform_is_cpu_specific():
     for path in files("nitp") + files("recipes"):
-        if path.name not in ("cpu.py", "cpu_overrides.py"):
+        if path.parent != ROOT / "recipes/platform":
             assert "gloo" not in path.read_text(), path.relative_to(ROOT)
 
 

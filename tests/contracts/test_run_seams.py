@@ -13,8 +13,8 @@ from torchtitan.components.checkpointer import CheckpointManager
 from torchtitan.components.checkpointer.base import BaseCheckpointManager
 from torchtitan.trainer import Trainer
 
-from recipes.checkpoint import RunCheckpointManager
-from recipes.trainer import RunTrainer
+from recipes.run.checkpoint import RunCheckpointManager
+from recipes.run.trainer import RunTrainer
 
 
 def parameters(function) -> list[str]:

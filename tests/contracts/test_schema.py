@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from recipes.fields import read_fields, read_keys
-from recipes.options import DEFAULTS
-from recipes.schema import LEFT_OUT, TABLES, load_schema
-from recipes.values import convert_value
+from recipes.config.fields import read_fields, read_keys
+from recipes.config.options import DEFAULTS
+from recipes.config.schema import LEFT_OUT, TABLES, load_schema
+from recipes.config.values import convert_value
 
 SOURCES = sorted({source for sources in TABLES.values() for source in sources})
 NOT_TOML = {
@@ -95,7 +95,7 @@ def test_the_flavors_read_from_source_are_those_of_torchtitans_registry() -> Non
 
 
 def test_every_torchtitan_model_with_a_registry_has_readable_flavors() -> None:
-    from recipes.checks import torchtitan_models
+    from recipes.config.parts import torchtitan_models
 
     names = torchtitan_models()
     assert {"llama3", "qwen3", "deepseek_v3", "gpt_oss"} <= set(names)

@@ -78,7 +78,7 @@ def test_decoders_run_their_layers_from_values_and_pass_the_stream_first(path, n
 
 
 def test_the_qwen3_adapter_maps_by_a_table_of_names():
-    """nitp.export.mapping adds to the table what Glm4Moe has beyond it."""
+    """recipes.models.hf.mapping adds to the table what Glm4Moe has beyond it."""
     adapter = Qwen3StateDictAdapter(qwen3_configs["debugmodel"](attn_backend="flex"), None)
     table = adapter.from_hf_map
     assert table["model.layers.{}.mlp.gate.weight"] == "layers.{}.moe.router.gate.weight"

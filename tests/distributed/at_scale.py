@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from recipes.config import build_nitp, build_torchtitan_config
+from recipes.build import build_torchtitan_config  # first: it chooses the platform
 
 # isort: split
 
@@ -24,7 +24,8 @@ from torchtitan.tools.utils import set_default_dtype
 
 from nitp.converter import with_nitp
 from nitp.projector import PROJECTOR_NAME
-from recipes.settings import resolve_settings
+from recipes.config.parts import build_nitp
+from recipes.config.settings import resolve_settings
 
 
 def build_rank(num_ranks: int, rank: int, overrides: list[str]) -> dict[str, Any]:

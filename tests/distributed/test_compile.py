@@ -19,7 +19,7 @@ from torchtitan.models.common.linear import Linear
 from nitp.config import NITPConfig
 from nitp.loss import NITPLoss
 from nitp.projector import PROJECTOR_NAME, build_projector_config
-from nitp.shards import SequenceShards
+from nitp.sequence import SequenceShards
 from recipes.parity.world import REPOSITORY
 from tests.distributed.cells import MODELS, SMALL
 

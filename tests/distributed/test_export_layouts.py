@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes.export import main
+from recipes.config.settings import resolve_settings, save_settings
+from recipes.export.command import main
 from recipes.parity.world import Case, run_world
-from recipes.settings import resolve_settings, save_settings
 from tests.integration.hf_folders import RUNS, save_hf_folder
 
 pytestmark = pytest.mark.slow

@@ -11,8 +11,7 @@ from nitp import objective
 from nitp.config import NITPConfig
 from nitp.loss import NITPLoss, _Term
 from nitp.projector import PROJECTOR_NAME
-from recipes import float8
-from recipes.config import load_config
+from recipes.config import float8, load_config
 from recipes.parity.world import relative_difference
 from tests.distributed.cells import MODELS, Cell, check, run_cells
 

@@ -6,7 +6,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from recipes.config import load_config
-from recipes.settings import resolve_settings, save_settings
+from recipes.config.settings import resolve_settings, save_settings
 
 DENSE, MOE = "train_configs/debug.toml", "train_configs/debug_moe.toml"
 SMALL = [

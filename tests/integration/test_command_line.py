@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from recipes.config import check_ranks, load_config
+from recipes.config import load_config
+from recipes.config.degrees import check_ranks
 
 ROOT = Path(__file__).parents[2]
 DEBUG = "train_configs/debug.toml"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from torch.distributed.checkpoint import filesystem
 
-from nitp.checkpoint_folder import find_fault, find_steps
-from recipes.checkpoint import RunCheckpointManager
+from recipes.run.checkpoint import RunCheckpointManager
+from recipes.run.checkpoint_folder import find_fault, find_steps
 from tests.launch import SMALL, assert_equal_states, load_state, run, start
 
 RUN = [*SMALL, "--lr_scheduler.total_steps=6", "--checkpoint.interval=2"]

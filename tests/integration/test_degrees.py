@@ -5,8 +5,8 @@ import re
 import pytest
 from torchtitan.distributed import ParallelDims
 
-from nitp.degrees import check_expert_ranks
-from recipes.config import check_ranks, count_fewest_ranks, load_config
+from recipes.config import load_config
+from recipes.config.degrees import check_expert_ranks, check_ranks, count_fewest_ranks
 
 DENSE, MOE = "train_configs/debug.toml", "train_configs/debug_moe.toml"
 TITAN = ["--model.name=qwen3", "--model.flavor=30B-A3B"]

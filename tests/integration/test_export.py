@@ -10,10 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from recipes.config import build_model, load_config
-from recipes.cpu import build_float32_config
-from recipes.export import ExportRequest
-from recipes.export_run import prepare_export
+from recipes.build import build_model
+from recipes.config import load_config
+from recipes.export.request import ExportRequest
+from recipes.export.run import prepare_export
+from recipes.platform.cpu import build_float32_config
 from tests.integration.export_runs import (
     DENSE,
     MOE,
@@ -24,10 +25,10 @@ from tests.integration.export_runs import (
 
 # isort: split
 
-from nitp.export.checkpoint import find_checkpoint
-from nitp.export.exporter import plan_export
-from nitp.export.reference import Reference
-from nitp.export.verify import compare_logits
+from recipes.export.checkpoint import find_checkpoint
+from recipes.export.exporter import plan_export
+from recipes.export.reference import Reference
+from recipes.export.verify import compare_logits
 
 # name -> (configuration, overrides, stock architecture)
 MODELS = {

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from transformers import LlamaConfig, Qwen3Config
 
 from recipes.data.tokenizer import save_bpe_tokenizer
-from recipes.export import main
+from recipes.export.command import main
 from tests.integration.export_runs import DENSE, save_run
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.export import main
+from recipes.export.command import main
 from tests.integration.export_runs import DENSE, save_run
 
 pytestmark = pytest.mark.slow

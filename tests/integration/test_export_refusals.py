@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nitp.export.checkpoint import find_checkpoint
-from recipes import checks, export_run
-from recipes.export import main
-from recipes.settings import resolve_settings
+from recipes.config import rules
+from recipes.config.settings import resolve_settings
+from recipes.export import run as export_run
+from recipes.export.checkpoint import find_checkpoint
+from recipes.export.command import main
 from tests.integration.export_runs import (
     DENSE,
     MOE,
@@ -92,7 +93,7 @@ def test_a_missing_tokenizer_is_bad_usage(capsys, run):
 
 
 def test_logits_without_transformers_are_bad_usage(capsys, run, monkeypatch):
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(rules.importlib.util, "find_spec", lambda name: None)
     assert "needs the package transformers" in refuse(capsys, run, "--verify", "logits", code=2)
 
 

@@ -19,7 +19,7 @@ from tests.integration.hf_folders import RUNS, save_hf_folder
 # isort: split
 
 from nitp.checkpoint import _ProjectorPlanner
-from nitp.export.checkpoint import Checkpoint
+from recipes.export.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[2]
 

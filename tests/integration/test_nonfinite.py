@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 import torch
 
-from recipes.trainer import RunTrainer
+from recipes.run.trainer import RunTrainer
 from tests.launch import (
     PIPELINE,
     SMALL,

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from recipes.trainer import RunTrainer
+from recipes.run.trainer import RunTrainer
 from tests.launch import PIPELINE, SMALL, assert_equal_states, load_state, read_curves, run
 from tests.unit.data_samples import write_jsonl
 

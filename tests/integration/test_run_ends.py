@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nitp.checkpoint_folder import find_steps
-from recipes.trainer import RunTrainer
+from recipes.run.checkpoint_folder import find_steps
+from recipes.run.trainer import RunTrainer
 from tests.launch import (
     PIPELINE,
     SMALL,

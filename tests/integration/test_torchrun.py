@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nitp.checkpoint_folder import find_steps
+from recipes.run.checkpoint_folder import find_steps
 from tests.launch import SMALL
 
 pytestmark = pytest.mark.slow

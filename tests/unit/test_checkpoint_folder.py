@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from nitp.checkpoint_folder import find_fault, find_steps, find_superseded
+from recipes.run.checkpoint_folder import find_fault, find_steps, find_superseded
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from recipes.models.shapes import FLAVORS, DecoderShape
 
 # isort: split
 
-from nitp.export.exporter import model_shapes
-from nitp.export.hf_config import build_config, build_generation_config
-from nitp.export.mapping import DecoderStateDictAdapter, plan_entries, without_projector
+from nitp.checkpoint import without_projector
+from recipes.models.hf.config import build_config, build_generation_config
+from recipes.models.hf.mapping import DecoderStateDictAdapter, model_shapes, plan_entries
 
 SMALL = {
     "vocab_size": 96, "dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2,

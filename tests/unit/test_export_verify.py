@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from nitp.export.verify import NEAR_TIE, Comparison
+from recipes.export.verify import NEAR_TIE, Comparison
 
 OURS_LV = torch.zeros(4, 3)
 CLEAR_L = torch.full((4,), float("inf"))

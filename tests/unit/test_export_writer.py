@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from nitp.export.mapping import Entry
-from nitp.export.writer import INDEX_NAME, plan_shards, staged_folder, write_weights
+from recipes.export.writer import INDEX_NAME, plan_shards, staged_folder, write_weights
+from recipes.models.hf.mapping import Entry
 
 TENSORS = {
     "a": torch.randn(3, 5),

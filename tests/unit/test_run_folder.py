@@ -5,9 +5,9 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from recipes.run_folder import MAY_CHANGE, check_run_folder, may_change, save_config
-from recipes.schema import load_schema
-from recipes.settings import SettingsError, resolve_settings
+from recipes.config.schema import load_schema
+from recipes.config.settings import SettingsError, resolve_settings
+from recipes.run.folder import MAY_CHANGE, check_run_folder, may_change, save_config
 
 DEBUG = "train_configs/debug.toml"
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from recipes.checks import build_data, build_shape, check_files, check_settings
+from recipes.config.help import format_help
+from recipes.config.parts import build_data, build_shape
+from recipes.config.rules import check_files, check_settings
+from recipes.config.schema import load_schema
+from recipes.config.settings import Settings, SettingsError, resolve_settings, save_settings
 from recipes.data.config import SourceConfig
-from recipes.help import format_help
-from recipes.schema import load_schema
-from recipes.settings import Settings, SettingsError, resolve_settings, save_settings
 
 BASE = """
 [model]
@@ -431,8 +432,8 @@ def test_help_on_an_unknown_topic_names_the_nearest() -> None:
 def test_resolving_and_checking_is_fast_and_imports_no_torch() -> None:
     code = (
         "import sys\n"
-        "from recipes.settings import resolve_settings\n"
-        "from recipes.checks import check_files, check_settings\n"
+        "from recipes.config.settings import resolve_settings\n"
+        "from recipes.config.rules import check_files, check_settings\n"
         "settings = resolve_settings('base.toml', [])\n"
         "check_settings(settings)\n"
         "check_files(settings)\n"

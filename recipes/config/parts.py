@@ -1,0 +1,49 @@
+"""The parts of a configuration that need no torch: NITP's, the data's, the decoder's shape.
+
+Building one is checking it: what a part refuses itself is refused here.
+"""
+
+from dataclasses import replace
+
+from nitp.config import NITPConfig
+from recipes.config.fields import source_path
+from recipes.config.settings import Settings, nearest
+from recipes.data.config import DataConfig, SourceConfig
+from recipes.models.shapes import FLAVORS, DecoderShape
+
+
+def build_nitp(settings: Settings) -> NITPConfig:
+    """The `[nitp]` table. Raises ValueError for a value out of range."""
+    return NITPConfig(**settings.values["nitp"])
+
+
+def build_data(settings: Settings) -> DataConfig:
+    """The `[data]` table with its `[[data.sources]]`. Raises ValueError, as DataConfig does."""
+    values = dict(settings.values["data"])
+    sources = [SourceConfig(**source) for source in values.pop("sources")]
+    return DataConfig(**values, sources=sources)
+
+
+def build_shape(settings: Settings) -> DecoderShape:
+    """The flavour of this project's decoder with the overrides of `[model]`. Raises ValueError."""
+    overrides = dict(settings.values["model"])
+    name, flavor = overrides.pop("name"), overrides.pop("flavor")
+    assert name == "nitp", f"{name} has no DecoderShape"
+    check_choice("model.flavor", flavor, list(FLAVORS))
+    return replace(FLAVORS[flavor], **overrides)
+
+
+def torchtitan_models() -> list[str]:
+    """TorchTitan's models: the packages that have a registry."""
+    packages = sorted(source_path("torchtitan.models").parent.glob("*/__init__.py"))
+    return [
+        package.parent.name
+        for package in packages
+        if "def model_registry(" in package.read_text(encoding="utf-8")
+    ]
+
+
+def check_choice(option: str, value: str, choices: list[str]) -> None:
+    if value not in choices:
+        hint = nearest(value, choices) or f" Use one of {', '.join(choices)}."
+        raise ValueError(f'{option} ("{value}") does not exist.{hint}')

@@ -1,0 +1,243 @@
+"""Settings of a run: TOML files and command line, checked against the schema, resolved, saved.
+
+Free of torch: a mistake is one line, before anything heavy is imported.
+"""
+
+import os
+import tomllib
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tomli_w
+
+from recipes.config.fields import Option
+from recipes.config.schema import Schema, activation_checkpoint_options, load_schema
+from recipes.config.values import NONE, convert_value, describe_type, parse_text, show_value
+
+COMMAND_LINE = "command line"
+
+
+class SettingsError(ValueError):
+    """A user's mistake; the message is one line that says where it is and what is valid."""
+
+
+@dataclass(slots=True, frozen=True)
+class Settings:
+    """Resolved settings: every option that has a value."""
+
+    values: dict[str, dict[str, Any]]
+    """Table -> key -> value. Overrides of the model's shape are present only where set."""
+
+    origin: dict[str, str]
+    """`table.key` -> the file that set it, or "command line". Defaults are absent."""
+
+
+class _Given(NamedTuple):
+    value: Any
+    where: str
+
+
+def resolve_settings(path: str | None, overrides: Sequence[str]) -> Settings:
+    """Defaults, then the file `path` and what it extends, then `--table.key value` overrides.
+
+    `--job.config_file` among the overrides takes the place of `path`. Neither
+    `job.config_file` nor `job.extends` is part of the result. Raises SettingsError.
+    """
+    schema = load_schema()
+    given = _load_overrides(overrides, schema)
+    if "job.config_file" in given:
+        path = given.pop("job.config_file").value
+    if path is not None:
+        given = _merge(_load_file(path, schema, ()), given)
+    values: dict[str, dict[str, Any]] = {}
+    for table, options in _select_options(schema, given).items():
+        values[table] = {}
+        for key, option in options.items():
+            name = f"{table}.{key}"
+            if name in given:
+                values[table][key] = given[name].value
+            elif option.required:
+                raise SettingsError(
+                    f"{path or COMMAND_LINE}: {name} is not set. See --help {table}."
+                )
+            elif option.default is not MISSING:
+                values[table][key] = convert_value(option.default, option.type)
+    return Settings(values, {name: where for name, (_, where) in given.items()})
+
+
+def save_settings(settings: Settings, path: str | Path) -> None:
+    """Write all values as one TOML file that resolves, on its own, to the same values."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(tomli_w.dumps(_spell_none(settings.values)), encoding="utf-8")
+
+
+def nearest(name: str, valid: Sequence[str], template: str = "{}") -> str:
+    """` Did you mean X?` for the closest valid name, or nothing if none is close."""
+    matches = get_close_matches(name, valid, n=1)
+    return f" Did you mean {template.format(matches[0])}?" if matches else ""
+
+
+def _spell_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _spell_none(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_spell_none(item) for item in value]
+    return NONE if value is None else value
+
+
+def _select_options(schema: Schema, given: dict[str, _Given]) -> Schema:
+    """The options that this run has. Raises SettingsError if one is given that it has not."""
+    table = "activation_checkpoint"
+    mode = given[f"{table}.mode"].value if f"{table}.mode" in given else "none"
+    in_mode = activation_checkpoint_options(mode)
+    for name, (_, where) in given.items():
+        if name.startswith(f"{table}.") and name.removeprefix(f"{table}.") not in in_mode:
+            raise SettingsError(
+                f"{where}: {name} is not an option of {table}.mode = {show_value(mode)}, "
+                f"which has {', '.join(sorted(in_mode))}."
+            )
+    selected = {name: dict(options) for name, options in schema.items() if "." not in name}
+    selected[table] = {key: option for key, option in selected[table].items() if key in in_mode}
+    del selected["job"]["config_file"], selected["job"]["extends"]
+    return selected
+
+
+def _merge(lower: dict[str, _Given], upper: dict[str, _Given]) -> dict[str, _Given]:
+    """Upper wins, key by key. A new activation checkpointing mode drops what it does not have:
+    the lower file's options belong to the lower file's mode."""
+    table = "activation_checkpoint"
+    if mode := upper.get(f"{table}.mode"):
+        kept = activation_checkpoint_options(mode.value)
+        lower = {
+            name: given
+            for name, given in lower.items()
+            if not name.startswith(f"{table}.") or name.removeprefix(f"{table}.") in kept
+        }
+    return lower | upper
+
+
+def _load_file(path: str, schema: Schema, chain: tuple[str, ...]) -> dict[str, _Given]:
+    """What the file and the files it extends give; `chain` are the files that led here."""
+    path = os.path.normpath(path)
+    if any(os.path.realpath(path) == os.path.realpath(seen) for seen in chain):
+        raise SettingsError(f"{chain[-1]}: job.extends is a cycle: {' -> '.join((*chain, path))}.")
+    given: dict[str, _Given] = {}
+    for table, entries in _load_toml(path, chain).items():
+        _check_table(table, entries, schema, path)
+        for key, value in entries.items():
+            option = _find_option(table, key, schema, path)
+            given[f"{table}.{key}"] = _Given(
+                _check_option(table, option, value, schema, path), path
+            )
+    if "job.config_file" in given:
+        raise SettingsError(
+            f"{path}: job.config_file belongs on the command line; in a file use job.extends."
+        )
+    inherited: dict[str, _Given] = {}
+    if "job.extends" in given:
+        bases = given.pop("job.extends").value or []
+        for base in [bases] if isinstance(bases, str) else bases:
+            base_path = os.path.join(os.path.dirname(path), base)
+            inherited = _merge(inherited, _load_file(base_path, schema, (*chain, path)))
+    return _merge(inherited, given)
+
+
+def _load_toml(path: str, chain: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        folder, name = os.path.split(path)
+        siblings = [entry.name for entry in Path(folder or ".").glob("*.toml")]
+        hint = nearest(name, siblings, os.path.join(folder, "{}"))
+        by = f"{chain[-1]}: job.extends: " if chain else ""
+        raise SettingsError(f"{by}{path} does not exist.{hint}") from None
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}.") from None
+
+
+def _load_overrides(arguments: Sequence[str], schema: Schema) -> dict[str, _Given]:
+    """`--table.key value`, `--table.key=value`, and `--table.key` alone for a true boolean."""
+    given: dict[str, _Given] = {}
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        name, has_value, text = argument.removeprefix("--").partition("=")
+        table, dot, key = name.partition(".")
+        if not argument.startswith("--") or not dot:
+            hint = _hint_option(name, schema, "--{}")
+            if name.endswith(".toml"):
+                hint = f" Did you mean --job.config_file {name}?"
+            raise SettingsError(f"{COMMAND_LINE}: {argument} is not --table.key.{hint}")
+        _check_table(table, {}, schema, COMMAND_LINE)
+        option = _find_option(table, key, schema, COMMAND_LINE)
+        if not has_value:
+            follows = remaining and not remaining[0].startswith("--")
+            if option.type is bool and not (follows and remaining[0].lower() in ("true", "false")):
+                text = "true"
+            elif follows:
+                text = remaining.pop(0)
+            else:
+                raise SettingsError(f"{COMMAND_LINE}: --{name} needs a value.")
+        value = _check_option(table, option, parse_text(text, option.type), schema, COMMAND_LINE)
+        given[name] = _Given(value, COMMAND_LINE)
+    if "job.extends" in given:
+        raise SettingsError(
+            f"{COMMAND_LINE}: job.extends belongs in a file; here use --job.config_file."
+        )
+    return given
+
+
+def _check_table(table: str, entries: Any, schema: Schema, where: str) -> None:
+    tables = [name for name in schema if "." not in name]
+    if table not in tables:
+        hint = nearest(table, tables) if isinstance(entries, dict) else _hint_option(table, schema)
+        raise SettingsError(f"{where}: {table} is not a table.{hint}")
+    if not isinstance(entries, dict):
+        raise SettingsError(f"{where}: {table} ({show_value(entries)}) must be a table, [{table}].")
+
+
+def _find_option(table: str, key: str, schema: Schema, where: str) -> Option:
+    if key in schema[table]:
+        return schema[table][key]
+    hint = nearest(key, list(schema[table]), f"{table}.{{}}") or _hint_option(key, schema)
+    if not schema[table]:
+        hint = f" [{table}] has no options yet."
+    hint = hint or f" See --help {table}."
+    raise SettingsError(f"{where}: {table}.{key} is not an option.{hint}")
+
+
+def _hint_option(key: str, schema: Schema, template: str = "{}") -> str:
+    """` Did you mean table.key?` for a key whose table is missing or wrong."""
+    names = [f"{table}.{name}" for table, options in schema.items() for name in options]
+    homes = [template.format(name) for name in names if name.endswith(f".{key}")]
+    return f" Did you mean {' or '.join(homes)}?" if homes else nearest(key, names, template)
+
+
+def _check_option(table: str, option: Option, value: Any, schema: Schema, where: str) -> Any:
+    """The value as the option's type; of an array of tables each entry, completed by defaults."""
+    name = f"{table}.{option.name}"
+    try:
+        value = convert_value(value, option.type)
+    except TypeError:
+        expected = describe_type(option.type)
+        raise SettingsError(f"{where}: {name} ({show_value(value)}) must be {expected}.") from None
+    if name in schema:
+        return [_check_entry(name, entry, schema, where) for entry in value]
+    return value
+
+
+def _check_entry(table: str, entry: dict[str, Any], schema: Schema, where: str) -> dict[str, Any]:
+    given = {
+        key: _check_option(table, _find_option(table, key, schema, where), value, schema, where)
+        for key, value in entry.items()
+    }
+    for key, option in schema[table].items():
+        if option.required and key not in given:
+            raise SettingsError(f"{where}: {table}.{key} is not set in every [[{table}]].")
+    return {key: given.get(key, option.default) for key, option in schema[table].items()}

@@ -1,0 +1,40 @@
+"""What to export. Free of torch: what is refused here costs a second."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes.config.options import ExportDtype, ExportOptions, ExportVerify
+from recipes.config.rules import check_settings, check_verify
+from recipes.config.settings import Settings, resolve_settings
+from recipes.data.tokenizer import check_tokenizer
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class ExportRequest:
+    """What to export, where to, and how; the defaults are those of the `[export]` table."""
+
+    run: Path
+    """A run directory: config.toml and the checkpoint folder."""
+
+    output: Path
+    """The folder to write; must not exist."""
+
+    step: int | None = None
+    """None is the latest complete checkpoint."""
+
+    dtype: ExportDtype = ExportOptions.dtype
+    verify: ExportVerify = ExportOptions.verify
+
+    def load_settings(self) -> Settings:
+        """The run's own settings. Raises ValueError for what can be refused without torch."""
+        path = self.run / "config.toml"
+        if not path.is_file():
+            raise ValueError(f"{self.run} is not a run directory: it has no config.toml.")
+        if os.path.lexists(self.output):
+            raise ValueError(f"{self.output} exists. Remove it, or name another output.")
+        settings = resolve_settings(str(path), [])
+        check_settings(settings)
+        check_tokenizer(settings.values["tokenizer"]["path"])
+        check_verify(self.verify)
+        return settings

@@ -1,0 +1,189 @@
+"""From a run's settings to its export."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes.platform.cpu import build_float32_config  # first: torchtitan resolves its device once
+
+# isort: split
+
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+from torchtitan.config import TORCH_DTYPE_MAP
+from torchtitan.models.common.decoder import Decoder
+from torchtitan.models.qwen3 import Qwen3Model
+from torchtitan.protocols.model_spec import ModelSpec
+
+from recipes.build import build_model
+from recipes.config.settings import Settings
+from recipes.data.corpus import find_corpus_files
+from recipes.data.tokenizer import resolve_tokenizer_path
+from recipes.export.card import Provenance
+from recipes.export.checkpoint import Checkpoint, find_checkpoint
+from recipes.export.exporter import Report, export_checkpoint
+from recipes.export.reference import Reference
+from recipes.export.request import ExportRequest
+from recipes.export.verify import MAX_LOGIT_DIFFERENCE, check_tokenizer, compare_logits
+from recipes.models.hf.config import build_config
+from recipes.models.hf.mapping import Entry, model_shapes
+
+_ROWS, _ROW_LENGTH, _MIN_BYTES = 4, 256, 4096
+"""What logits are compared on: the first tokens of documents of the embedded corpus."""
+
+_WHOLE_UP_TO = 2e9
+"""Parameters up to which logits are compared at full depth: 8 GB in float32."""
+
+_MEMORY_FACTOR = 2.5
+"""Memory that comparing takes over the float32 weights compared. Measured on mixtures of experts,
+which transformers stacks while it loads: 2.1 to 2.3."""
+
+
+def prepare_export(request: ExportRequest, settings: Settings) -> Callable[[], Report]:
+    """Everything short of writing. Raises ValueError for a user's mistake, OSError for a
+    checkpoint that cannot be read."""
+    folder = request.run / settings.values["checkpoint"]["folder"]
+    checkpoint = find_checkpoint(folder, request.step)
+    spec = build_model(settings)
+    dtype = TORCH_DTYPE_MAP[request.dtype]
+    compare = None
+    if request.verify == "logits":
+        compare = partial(_compare, checkpoint, spec, settings, _choose_depth(spec))
+    return partial(
+        export_checkpoint,
+        checkpoint=checkpoint,
+        spec=spec,
+        dtype=dtype,
+        config=build_hf_config(settings, spec, dtype),
+        tokenizer=Path(resolve_tokenizer_path(settings.values["tokenizer"]["path"])),
+        provenance=_describe(request, settings, checkpoint),
+        output=request.output,
+        check=request.verify != "none",
+        compare=compare,
+    )
+
+
+def check_model(settings: Settings) -> None:
+    """Raise ValueError unless the model that `settings` trains can be exported by them here."""
+    options, spec = settings.values["export"], build_model(settings)
+    build_hf_config(settings, spec, TORCH_DTYPE_MAP[options["dtype"]])
+    if options["verify"] == "logits":
+        _choose_depth(spec)
+
+
+def export_final(settings: Settings) -> Report | None:
+    """Export the latest checkpoint of the run as its `[export]` table says; None if it was before.
+
+    Raises ValueError and OSError as `export_checkpoint`.
+    """
+    options, run = settings.values["export"], Path(settings.values["job"]["dump_folder"])
+    step = find_checkpoint(run / settings.values["checkpoint"]["folder"], None).step
+    output = run / options["folder"] / f"step-{step}"
+    if output.is_dir():
+        return None
+    request = ExportRequest(
+        run=run, output=output, step=step, dtype=options["dtype"], verify=options["verify"]
+    )
+    return prepare_export(request, settings)()
+
+
+def build_hf_config(settings: Settings, spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
+    """The content of config.json. Raises ValueError for a model without a stock architecture.
+
+    TorchTitan's own models bring theirs in the folder of `tokenizer.path`, as the assets that
+    TorchTitan downloads for them do.
+    """
+    path = Path(resolve_tokenizer_path(settings.values["tokenizer"]["path"]))
+    tokenizer = HuggingFaceTokenizer(tokenizer_path=str(path))
+    facts = {
+        "max_position_embeddings": settings.values["training"]["seq_len"],
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+    }
+    if settings.values["model"]["name"] == "nitp":
+        assert isinstance(spec.model, Qwen3Model.Config)
+        return build_config(spec.model, dtype=dtype, **facts)
+    if not (path / "config.json").is_file():
+        raise ValueError(
+            f"tokenizer.path ({path}) has no config.json. TorchTitan's {spec.name} exports with "
+            "the config.json of its Hugging Face assets: put it beside the tokenizer."
+        )
+    config = facts | json.loads((path / "config.json").read_bytes())
+    if not config.get("architectures"):
+        raise ValueError(f"{path / 'config.json'} names no architecture (architectures).")
+    # The weights are written as they are trained, not as the assets' were stored.
+    config.pop("quantization_config", None)
+    return config | {"torch_dtype": str(dtype).removeprefix("torch.")}
+
+
+def _describe(request: ExportRequest, settings: Settings, checkpoint: Checkpoint) -> Provenance:
+    values = settings.values
+    num_tokens = None
+    if "dataloader.rows" in checkpoint:  # not in a checkpoint of the model alone
+        num_tokens = int(checkpoint.load("dataloader.rows")) * values["training"]["seq_len"]
+    return Provenance(
+        model=f"{values['model']['name']} {values['model']['flavor']}",
+        step=checkpoint.step,
+        num_tokens=num_tokens,
+        nitp=values["nitp"],
+        config_sha256=hashlib.sha256((request.run / "config.toml").read_bytes()).hexdigest(),
+    )
+
+
+def _choose_depth(spec: ModelSpec) -> int:
+    """How many layers to compare: all, or of a large model up to the first of each kind.
+
+    Raises ValueError if this machine has not the memory for it.
+    """
+    model = spec.model
+    assert isinstance(model, Decoder.Config)
+    sizes = {name: shape.numel() for name, shape in model_shapes(model).items()}
+    depth = len(model.layers)
+    if sum(sizes.values()) > _WHOLE_UP_TO:
+        is_moe = [layer.moe is not None for layer in model.layers]
+        depth = 1 + (is_moe.index(True) if any(is_moe) else 0)
+        beyond = tuple(f"layers.{i}." for i in range(depth, len(model.layers)))
+        sizes = {name: size for name, size in sizes.items() if not name.startswith(beyond)}
+    needed_bytes, machine_bytes = 4 * _MEMORY_FACTOR * sum(sizes.values()), physical_memory_bytes()
+    if needed_bytes > machine_bytes:
+        raise ValueError(
+            f'export.verify ("logits") takes {needed_bytes / 2**30:.0f} GiB of memory for this '
+            f'model at depth {depth}; this machine has {machine_bytes / 2**30:.0f} GiB. Use "keys".'
+        )
+    return depth
+
+
+def physical_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _compare(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    settings: Settings,
+    depth: int,
+    folder: Path,
+    entries: list[Entry],
+) -> str:
+    """Logits of the written folder's first `depth` layers against our model's, on real text."""
+    model = spec.model
+    assert isinstance(model, Decoder.Config)
+    length = min(_ROW_LENGTH, settings.values["training"]["seq_len"])
+    files = [path for _, path in find_corpus_files() if path.stat().st_size >= _MIN_BYTES]
+    texts = [path.read_text(encoding="utf-8")[:_MIN_BYTES] for path in files[:_ROWS]]
+    tokenizer = HuggingFaceTokenizer(tokenizer_path=str(folder))
+    rows = [tokenizer.encode(text, add_bos=False, add_eos=False) for text in texts]
+    check_tokenizer(folder, texts, rows)
+    build_ours = partial(Reference, build_float32_config(model), checkpoint, entries, depth)
+    result = compare_logits(folder, build_ours, [row[:length] for row in rows], depth)
+    return (
+        f"logits: at most {result.max_difference:.2g} from our model's in float32 "
+        f"(limit {MAX_LOGIT_DIFFERENCE:g}) over {result.num_positions} positions, "
+        f"{result.num_generated} of them generated with the cache; {result.num_left_out} left out "
+        f"after a router near-tie; depth {depth} of {len(model.layers)}"
+    )

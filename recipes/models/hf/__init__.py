@@ -1,0 +1,1 @@
+"""Stock Hugging Face architectures of our decoders: names, config.json, reading a folder."""

@@ -1,0 +1,1 @@
+"""The life of a run: started, trained, saved, stopped, resumed, ended."""

@@ -1,0 +1,109 @@
+"""The run directory: whose it is, and what may change when a run continues in it. Free of torch."""
+
+import os
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from recipes.config.settings import Settings, SettingsError, resolve_settings, save_settings
+from recipes.config.values import show_value
+
+CONFIG_FILE = "config.toml"
+
+MAY_CHANGE = (
+    # What is reported, saved and measured.
+    "job.*", "metrics.*", "geometry.*", "profiler.*", "validation.*", "export.*",
+    "checkpoint.interval", "checkpoint.keep_latest_k", "checkpoint.async_mode",
+    "checkpoint.load_step", "checkpoint.exclude_from_loading", "checkpoint.last_save_model_only",
+    "checkpoint.enable_first_step_checkpoint", "checkpoint.export_dtype",
+    "checkpoint.allow_pickle", "checkpoint.allow_projector_change",
+    "debug.print_config", "debug.save_config_file", "debug.enable_structured_logging",
+    # How long, and how failures are met.
+    "training.steps", "data.num_epochs", "data.on_error", "training.on_nonfinite", "comm.*",
+    "debug.detect_anomaly",
+    # Where and how the same mathematics runs: rounding at most.
+    "parallelism.*", "activation_checkpoint.*", "compile.*", "loss.num_chunks", "data.num_workers",
+    "training.local_batch_size", "training.enable_cpu_offload", "training.disable_cuda_graphs",
+    "training.gc_freq", "training.gc_debug",
+    "debug.deterministic", "debug.deterministic_warn_only",
+)  # fmt: skip
+"""Options, as `table.key` or `table.*`, that a run may be continued with other values of. Any other
+would make the directory hold two different runs."""
+
+
+def check_run_folder(settings: Settings) -> list[str]:
+    """What differs from the run that the directory holds, one line each; [] for a new run.
+
+    Raises SettingsError if the directory cannot be written to, its checkpoints are nobody knows
+    whose, or a difference makes this another run than the one in it.
+    """
+    folder = Path(settings.values["job"]["dump_folder"])
+    _check_is_writable(settings.values["job"]["dump_folder"])
+    if not (folder / CONFIG_FILE).exists():
+        checkpoint = settings.values["checkpoint"]
+        if checkpoint["enable"] and any((folder / checkpoint["folder"]).glob("step-*")):
+            raise SettingsError(
+                f"job.dump_folder ({folder}) has checkpoints but no {CONFIG_FILE}, which would say "
+                "whose they are. Name another, and one of them as checkpoint.initial_load_path."
+            )
+        return []
+    try:
+        saved = resolve_settings(str(folder / CONFIG_FILE), []).values
+    except SettingsError as error:
+        raise SettingsError(
+            f"job.dump_folder ({folder}) holds a run whose configuration this version cannot read: "
+            f"{error} Name another job.dump_folder."
+        ) from None
+    old, new = flatten(saved), flatten(settings.values)
+    differing = [key for key in old | new if old.get(key) != new.get(key)]
+    changes = {key: f"{key} ({_show(old, key)} -> {_show(new, key)})" for key in sorted(differing)}
+    refused = [change for key, change in changes.items() if not may_change(key)]
+    if refused:
+        raise SettingsError(
+            f"job.dump_folder ({folder}) holds a run with another configuration: "
+            f"{', '.join(refused)}. Restore these, or name another job.dump_folder."
+        )
+    if "training.steps" in changes and new["lr_scheduler.total_steps"] is None:
+        changes["training.steps"] += ", and with it the learning rate's schedule"
+    return list(changes.values())
+
+
+def may_change(option: str) -> bool:
+    """Whether a run may be continued with another value of `table.key`."""
+    return any(fnmatchcase(option, pattern) for pattern in MAY_CHANGE)
+
+
+def save_config(settings: Settings) -> None:
+    """Write the run's configuration. Readers see the old file or the new one, nothing between."""
+    path = Path(settings.values["job"]["dump_folder"], CONFIG_FILE)
+    unfinished = path.with_suffix(".unfinished")
+    save_settings(settings, unfinished)
+    unfinished.replace(path)
+
+
+def flatten(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """`{"table.key": value}` of `Settings.values`."""
+    return {f"{table}.{key}": v for table, entries in values.items() for key, v in entries.items()}
+
+
+def _show(values: dict[str, Any], key: str) -> str:
+    return show_value(values[key]) if key in values else "not set"
+
+
+def _check_is_writable(folder: str) -> None:
+    if "://" in folder:
+        raise SettingsError(
+            f"job.dump_folder ({folder}) must be a path of this machine. Mount the remote storage."
+        )
+    existing = Path(folder)
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise SettingsError(
+            f"job.dump_folder ({folder}) is no folder: {existing} is a file. Name another."
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise SettingsError(
+            f"job.dump_folder ({folder}) cannot be written to: {existing} is read-only for this "
+            "user. Name another."
+        )
