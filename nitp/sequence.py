@@ -170,7 +170,8 @@ def shift_sharded(
     tp_rank = 0 if tp_group is None else tp_group.rank()
     starts, _ = _local_bounds(layout.runs(cp_rank, tp_rank))
     starts += starts[-1:] * (layout.max_num_runs() - len(starts))
-    first_rows = z_BLD[:, starts].contiguous()
+    # One by one: an index list is a copy from the host, which CUDA graph capture refuses.
+    first_rows = torch.stack([z_BLD[:, start] for start in starts], dim=1)
     table = _all_gather(_all_gather(first_rows, tp_group), cp_group)
     return apply_shift(z_BLD, table, layout, cp_rank, tp_rank)
 
@@ -184,7 +185,7 @@ def apply_shift(
     _, ends = _local_bounds(runs)
     for (start, length), end in zip(runs, ends, strict=True):
         if start + length == layout.seq_len:
-            shifted_BLD[:, end] = 0.0
+            shifted_BLD[:, end].zero_()
         else:
             c, t, index = layout.find_start(start + length)
             shifted_BLD[:, end] = table[c, t, :, index]
