@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= train_configs/debug.toml
+MINUTES ?= 8
 
-.PHONY: train test test-slow campaign lint clean
+.PHONY: train test test-slow check-gpu campaign lint clean
 
 train: .venv/.installed
 	$(BIN)/python -m recipes.train --job.config_file $(CONFIG)
@@ -13,6 +14,10 @@ test: lint
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow
+
+# Recipes, export, parity and what NITP costs, on the GPUs that are here: one report.
+check-gpu: .venv/.installed
+	$(BIN)/python scripts/check_gpu.py --minutes $(MINUTES)
 
 # Forty kills, then 82 bad inputs. The kills are kept: started again, it goes on where it ended.
 campaign: .venv/.installed

@@ -8,26 +8,16 @@ import statistics
 import sys
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from recipes.machine import describe_machine
+from recipes.run.curves import Curve, read_curves
 
 NTP, NITP = "loss_metrics/ntp_loss", "loss_metrics/nitp_loss"
 STEP_TIME, VALIDATION = "time_metrics/end_to_end(s)", "validation_metrics/loss"
 
-Curve = dict[int, float]
 
-
-def read_curves(run: Path) -> dict[str, Curve]:
-    """{tag: {step: value}} over all starts of the run; a later start wins where steps overlap.
-
-    Raises ValueError if the run has no curves.
-    """
-    curves: dict[str, Curve] = {}
-    for folder in sorted(run.glob("tb/*")):
-        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-        for tag in events.Tags()["scalars"]:
-            curves.setdefault(tag, {}).update((e.step, e.value) for e in events.Scalars(tag))
+def read_run(run: Path) -> dict[str, Curve]:
+    """Its curves. Raises ValueError if it has none."""
+    curves = read_curves(run)
     if NTP not in curves:
         raise ValueError(
             f"{run} has no TensorBoard curves. Give a run directory (job.dump_folder)."
@@ -83,7 +73,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder for comparison.md")
     arguments = parser.parse_args()
     try:
-        text = compare({run.name: read_curves(run) for run in arguments.runs})
+        text = compare({run.name: read_run(run) for run in arguments.runs})
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,13 +1,14 @@
 """Print the parity matrix: python scripts/parity.py [--device cuda] [--output FILE.md]
 
 Trains every cell (a technique, dense and MoE) and its reference, and prints their largest relative
-differences as Markdown, each line as soon as it is known. Exit code 0: all that ran has passed; 1:
-a cell failed; 2: bad usage.
+differences as Markdown, each line as soon as it is known. The end of the output of a cell that
+fails is kept in --logs. Exit code 0: all that ran has passed; 1: a cell failed; 2: bad usage.
 """
 
 import argparse
 import shlex
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 
 from recipes.parity.cells import select_cells
 from recipes.parity.matrix import Outcome
-from recipes.parity.report import format_report
+from recipes.parity.report import format_report, save_logs
 
 MAX_CPU_RANKS = 8
 
@@ -33,22 +34,44 @@ def main() -> int:
         metavar="N",
         help=f"list larger cells as not run; default: the number of GPUs, on CPU {MAX_CPU_RANKS}",
     )
+    parser.add_argument(
+        "--ranks-per-device",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of CUDA, up to this many ranks share a GPU (needs NCCL 2.30 or later)",
+    )
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="list what is not done by then as not run"
+    )
+    parser.add_argument(
+        "--logs",
+        type=Path,
+        default=Path("outputs/parity_logs"),
+        metavar="FOLDER",
+        help="where to keep the output of cells that fail",
+    )
     arguments = parser.parse_args()
+    deadline_s = None if arguments.minutes is None else time.time() + 60 * arguments.minutes
+    if arguments.ranks_per_device < 1:
+        return _report(f"--ranks-per-device ({arguments.ranks_per_device}) must be at least 1.")
     num_devices = MAX_CPU_RANKS if arguments.device == "cpu" else torch.cuda.device_count()
     if num_devices == 0:
         return _report("--device cuda: this machine has no CUDA device. Use --device cpu.")
     max_ranks = num_devices if arguments.max_ranks is None else arguments.max_ranks
     if arguments.device == "cuda":
-        max_ranks = min(max_ranks, num_devices)
-    selected = list(select_cells(arguments.device, max_ranks, arguments.only))
+        most = num_devices * arguments.ranks_per_device
+        max_ranks = most if arguments.max_ranks is None else min(arguments.max_ranks, most)
+    selected = select_cells(arguments.device, max_ranks, arguments.only)
     if not selected:
         return _report(f"--only {arguments.only} fits no cell. Try 'fsdp_*', 'moe-*' or '*'.")
     command = shlex.join(["python", "scripts/parity.py", *sys.argv[1:]])
     outcomes: list[Outcome] = []
     with arguments.output.open("w") if arguments.output else nullcontext() as file:
-        for line in format_report(selected, arguments.device, command, outcomes):
+        for line in format_report(selected, arguments.device, command, outcomes, deadline_s):
             for stream in (sys.stdout, file) if file else (sys.stdout,):
                 print(line, file=stream, flush=True)
+    save_logs(outcomes, arguments.logs)
     return 1 if any(outcome.failure for outcome in outcomes) else 0
 
 

@@ -48,12 +48,18 @@ class Comparison:
     state: Error | None
     """Of parameters, buffers and optimizer state after the last step."""
 
+    def values(self) -> dict[str, float]:
+        """The largest errors by kind."""
+        return {f.name: getattr(self, f.name).value for f in fields(self) if getattr(self, f.name)}
+
     def find_excess(self, tolerance: Tolerance) -> str:
         """What exceeds the tolerance, or nothing."""
         excess = []
         for field in fields(self):
             error: Error | None = getattr(self, field.name)
             limit = tolerance.tensor if field.name in ("gradient", "state") else tolerance.loss
+            if field.name == "metric" and tolerance.metric is not None:
+                limit = tolerance.metric
             if error is not None and not error.value <= limit:
                 excess.append(f"{field.name} {error.value:.1e} ({error.where})")
         return ", ".join(excess)

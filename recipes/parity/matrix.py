@@ -20,6 +20,12 @@ class Outcome:
     failure: str = ""
     """What failed or exceeds the tolerance, one line; else nothing."""
 
+    not_run: str = ""
+    """Why it was not run, or not to its end; else nothing."""
+
+    log: str = ""
+    """The end of the output of the rank that failed."""
+
     comparison: Comparison | None = None
     """None if a run failed, or the cell was not run."""
 
@@ -31,8 +37,11 @@ class Outcome:
         return self.comparison is not None and not self.failure
 
 
-def compare_cells(selected: Sequence[Selected], device: Device = "cpu") -> Iterator[Outcome]:
-    """Each cell as soon as it is done, in order. One that fails does not stop the others."""
+def compare_cells(
+    selected: Sequence[Selected], device: Device = "cpu", deadline_s: float | None = None
+) -> Iterator[Outcome]:
+    """Each cell as soon as it is done, in order. One that fails does not stop the others; those not
+    done at `deadline_s` (as time.time() counts) are not run."""
     with tempfile.TemporaryDirectory() as folder:
         data = problem.write_data(Path(folder))
         references: list[Case] = []
@@ -42,12 +51,12 @@ def compare_cells(selected: Sequence[Selected], device: Device = "cpu") -> Itera
                 reference = _reference(entry, data, references)
                 cases += [] if reference in cases else [reference]
                 cases.append(_case(entry, data, reference))
-        runs = run_cases(cases, device=device)
+        runs = run_cases(cases, device=device, deadline_s=deadline_s)
         results: dict[str, Result | Failure] = {}
         for entry in selected:
-            tolerance = entry.cell.tolerance_on(device, entry.model)
+            tolerance = entry.cell.tolerance_on(device)
             if entry.not_run:
-                yield Outcome(entry, tolerance)
+                yield Outcome(entry, tolerance, not_run=entry.not_run)
                 continue
             while entry.id not in results:
                 case, results[case.name] = next(runs)
@@ -58,13 +67,17 @@ def compare_cells(selected: Sequence[Selected], device: Device = "cpu") -> Itera
 def _judge(
     entry: Selected, tolerance: Tolerance, result: Result | Failure, reference: Result | Failure
 ) -> Outcome:
-    if isinstance(reference, Failure):
-        return Outcome(entry, tolerance, f"its reference: {reference}")
-    if isinstance(result, Failure):
-        return Outcome(entry, tolerance, str(result))
+    for run, what in ((reference, "its reference: "), (result, "")):
+        if isinstance(run, Failure):
+            if run.is_out_of_time:
+                return Outcome(entry, tolerance, not_run="the time was up")
+            return Outcome(entry, tolerance, f"{what}{run}", log=run.log)
+    assert isinstance(result, Result) and isinstance(reference, Result)
     comparison = compare(result, reference)
     excess = comparison.find_excess(tolerance)
-    return Outcome(entry, tolerance, excess, comparison, result, reference)
+    return Outcome(
+        entry, tolerance, excess, comparison=comparison, result=result, reference=reference
+    )
 
 
 def _case(entry: Selected, data: list[str], reference: Case) -> Case:

@@ -18,10 +18,10 @@ NUM_DOCUMENTS, NUM_WORDS, VOCAB_SIZE, NUM_STREAMS = 300, 500, 512, 8
 OVERRIDES = [
     "--model.num_layers=3", "--model.dim=64", "--model.num_heads=4", "--model.num_kv_heads=2",
     "--model.head_dim=16", f"--model.vocab_size={VOCAB_SIZE}", "--nitp.target_layer=1",
-    "--training.seq_len=256", "--training.local_batch_size=1", "--training.global_batch_size=8",
-    "--training.disable_cuda_graphs", f"--data.num_streams={NUM_STREAMS}",
-    "--data.validation_fraction=0.1", "--validation.steps=1", "--lr_scheduler.warmup_steps=1",
-    "--optimizer.eps=1e-3", "--data.seed=3", "--debug.seed=4",
+    "--nitp.weight=0.7", "--training.seq_len=256", "--training.local_batch_size=1",
+    "--training.global_batch_size=8", "--training.disable_cuda_graphs",
+    f"--data.num_streams={NUM_STREAMS}", "--data.validation_fraction=0.1", "--validation.steps=1",
+    "--lr_scheduler.warmup_steps=1", "--optimizer.eps=1e-3", "--data.seed=3", "--debug.seed=4",
 ]  # fmt: skip
 """Of every cell. Global batch 8: up to 4 data-parallel ranks accumulate at least 2 batches. Full
 learning rate from the first step on, so that losses show what the updates were. Adam's epsilon is

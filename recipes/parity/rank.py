@@ -15,7 +15,7 @@ from torchtitan.trainer import Trainer
 from recipes.build import build_config, build_torchtitan_config
 from recipes.config import load_settings
 from recipes.parity.masking import mask_prompts
-from recipes.platform import on_platform
+from recipes.platform import ON_CPU, on_platform
 
 OVERRIDES = [
     "--metrics.log_freq=1",
@@ -97,9 +97,13 @@ def run_leg(case: dict[str, Any], leg: int, folder: Path, scratch: Path) -> dict
 def build_trainer(case: dict[str, Any], leg: int, scratch: Path) -> Trainer:
     overrides = [f"--job.dump_folder={scratch}", *case["overrides"], *case["legs"][leg][1]]
     settings = load_settings(case["config"], [*OVERRIDES, *overrides])
-    config = build_config(settings)
+    config: Any = build_config(settings)
     if case["is_plain"]:
         config = on_platform(build_torchtitan_config(settings))
+    if not ON_CPU and config.training.mixed_precision_param == "float32":
+        # As on CPU: TorchTitan's experts compute in bfloat16, whatever the run's precision.
+        imports = [*config.override.imports, "recipes.platform.overrides.float32_experts"]
+        config = replace(config, override=replace(config.override, imports=imports))
     if case["masks_prompts"]:
         config = mask_prompts(config)
     trainer: Trainer = config.build()

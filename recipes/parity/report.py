@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -30,7 +31,11 @@ uneven length, masked labels, gradient accumulation of at least 2, float32.
 
 
 def format_report(
-    selected: Sequence[Selected], device: Device, command: str, outcomes: list[Outcome]
+    selected: Sequence[Selected],
+    device: Device,
+    command: str,
+    outcomes: list[Outcome],
+    deadline_s: float | None = None,
 ) -> Iterator[str]:
     """Run the cells and yield the report's lines; the outcomes are added to `outcomes`."""
     started = time.perf_counter()
@@ -40,7 +45,7 @@ def format_report(
     yield LEGEND
     yield f"| {' | '.join(COLUMNS)} |"
     yield "|---" * len(COLUMNS) + "|"
-    for outcome in compare_cells(selected, device):
+    for outcome in compare_cells(selected, device, deadline_s):
         outcomes.append(outcome)
         yield _format_row(outcome)
     yield ""
@@ -53,6 +58,17 @@ def format_report(
         f"{passed} passed, {failed} failed, {len(outcomes) - passed - failed} not run, "
         f"in {minutes:.1f} minutes."
     )
+
+
+def save_logs(outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
+    """Write the output of each cell that failed to `<folder>/<cell>.log`."""
+    paths = []
+    for outcome in outcomes:
+        if outcome.log:
+            folder.mkdir(parents=True, exist_ok=True)
+            paths.append(folder / f"{outcome.selected.id}.log")
+            paths[-1].write_text(f"{outcome.failure}\n\n{outcome.log}\n", encoding="utf-8")
+    return paths
 
 
 def _describe_platform(device: Device) -> str:
@@ -68,7 +84,7 @@ def _format_summary(outcomes: list[Outcome]) -> Iterator[str]:
     yield f"| {' | '.join(('cells', 'passed', 'ranks', *SUMMARISED))} |"
     yield "|---" * (3 + len(SUMMARISED)) + "|"
     for group, cells in GROUPS.items():
-        run = [o for o in outcomes if o.selected.name in cells and not o.selected.not_run]
+        run = [o for o in outcomes if o.selected.name in cells and not o.not_run]
         if not run:
             continue
         ranks = sorted({num_ranks for o in run for num_ranks, _ in o.selected.cell.legs})
@@ -82,7 +98,7 @@ def _format_summary(outcomes: list[Outcome]) -> Iterator[str]:
 
 
 def _format_row(outcome: Outcome) -> str:
-    name, model, cell, not_run = outcome.selected
+    name, model, cell, _ = outcome.selected
     comparison, tolerance = outcome.comparison, outcome.tolerance
     errors = ["-"] * 6
     if comparison is not None:
@@ -93,9 +109,9 @@ def _format_row(outcome: Outcome) -> str:
             "-" if gradient is None or gradient.value == 0.0 else gradient.where,
             _format_error(comparison.state),
         ]
-    limits = sorted({tolerance.loss, tolerance.tensor})
-    if not_run:
-        verdict = f"not run: {not_run}"
+    limits = sorted({tolerance.loss, tolerance.tensor, tolerance.metric or tolerance.loss})
+    if outcome.not_run:
+        verdict = f"not run: {outcome.not_run}"
     else:
         verdict = f"**FAIL** {outcome.failure}" if outcome.failure else "pass"
     ranks = ", ".join(str(num_ranks) for num_ranks, _ in cell.legs)
@@ -108,8 +124,10 @@ def _format_error(error: Error | None) -> str:
 
 
 def _format_notes(outcomes: list[Outcome]) -> Iterator[str]:
-    for loss, tensor, reason in sorted({outcome.tolerance for outcome in outcomes}):
-        yield f"Tolerance {loss:g} of losses and metrics, {tensor:g} of tensors: {reason}.\n"
+    for tolerance in dict.fromkeys(outcome.tolerance for outcome in outcomes):
+        loss, tensor, reason, metric = tolerance
+        limits = f"{loss:.2g} of losses, {metric or loss:.2g} of metrics, {tensor:.2g} of tensors"
+        yield f"Tolerance {limits}: {reason}.\n"
     margins = [
         findings["margin"]
         for outcome in outcomes

@@ -1,38 +1,42 @@
 """The process behind `world.run_cases`: imports once, starts the ranks of every case.
 
-Ranks are forked. Where the import has touched CUDA a forked process cannot use it, so there each
-rank is a fresh process.
+Ranks are forked. Where the import has touched CUDA a forked process cannot use it; there each rank
+is a fresh process, which imports again.
 """
 
 import json
+import math
 import os
+import pkgutil
 import socket
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from recipes.platform import ON_CPU  # first: torchtitan resolves its device once
+from recipes.platform import ON_CPU
 
-# isort: split
-
-from recipes.parity.rank import run_leg
-
-LOG_LINES = 60
+LOG_LINES = 400
 GATHERED = ("initial", "grads", "state")
 """Entries of a result that ranks hold parts of, by name."""
 
 
-def run_case(case: dict[str, Any], folder: Path, timeout_s: float) -> dict[str, Any] | None:
+StartMethod = Literal["fork", "spawn"]
+
+
+def run_case(
+    case: dict[str, Any], folder: Path, start_method: StartMethod, timeout_s: float
+) -> dict[str, Any] | None:
     """Run the case's legs and save its result; None, or what failed (world.Failure)."""
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for leg, (num_ranks, _) in enumerate(case["legs"]):
-            failure = run_ranks(case, leg, folder, Path(scratch), timeout_s)
+            failure = run_ranks(case, leg, folder, Path(scratch), start_method, timeout_s)
             if failure is not None:
                 return {"case": case["name"], "num_ranks": num_ranks, **failure}
             part = merge([torch.load(path) for path in sorted(Path(scratch).glob("rank*.pt"))])
@@ -62,7 +66,12 @@ def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run_ranks(
-    case: dict[str, Any], leg: int, folder: Path, scratch: Path, timeout_s: float
+    case: dict[str, Any],
+    leg: int,
+    folder: Path,
+    scratch: Path,
+    start_method: StartMethod,
+    timeout_s: float,
 ) -> dict[str, Any] | None:
     """One world. None, or the first rank that failed or hung, its error and the end of its log."""
     for path in scratch.glob("rank*"):
@@ -71,7 +80,7 @@ def run_ranks(
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    context: Any = torch.multiprocessing.get_context("fork" if ON_CPU else "spawn")
+    context: Any = torch.multiprocessing.get_context(start_method)
     ranks = [
         context.Process(target=run_rank, args=(case, leg, folder, scratch, rank, port))
         for rank in range(num_ranks)
@@ -95,7 +104,7 @@ def run_ranks(
     elif ended:
         rank, error = ended[0], f"exit code {exit_codes[ended[0]]}"
     elif None in exit_codes:
-        rank, error = exit_codes.index(None), f"no end within {timeout_s:g} s"
+        rank, error = exit_codes.index(None), f"no end within {timeout_s:.3g} s"
     else:
         return None
     log = Path(scratch, f"rank{rank}.log")
@@ -114,7 +123,7 @@ def run_rank(
     try:
         if ON_CPU:
             torch.set_num_threads(1)
-        part = run_leg(case, leg, folder, scratch)
+        part = pkgutil.resolve_name(case["runner"])(case, leg, folder, scratch)
     except BaseException as error:
         traceback.print_exc()
         text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -127,22 +136,64 @@ def run_rank(
 
 
 def rank_environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
-    """What torchrun would set on one machine."""
-    return {
+    """What torchrun would set on one machine, and the rank's device where ranks share one."""
+    environment = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    if not ON_CPU and num_ranks > torch.cuda.device_count():
+        environment |= share_devices(rank, torch.cuda.device_count(), os.environ)
+    return environment
+
+
+def share_devices(rank: int, num_devices: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """What gives the rank a device that others have too: the only one it sees.
+
+    NCCL, from 2.30 on, takes several ranks of one device if it is told so.
+    """
+    every = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(num_devices)))
+    return {
+        "CUDA_VISIBLE_DEVICES": every.split(",")[rank % num_devices],
+        "NCCL_MULTI_RANK_GPU_ENABLE": "1",
+    }
+
+
+def choose_start_method() -> StartMethod:
+    """fork, if a forked process can use the device."""
+    if ON_CPU:
+        return "fork"
+    probe = torch.multiprocessing.get_context("fork").Process(target=_touch_device)
+    probe.start()
+    probe.join()
+    return "spawn" if probe.exitcode else "fork"
+
+
+def _touch_device() -> None:
+    torch.zeros(1, device="cuda").item()
 
 
 def main() -> None:
-    spec, folder, timeout_s = sys.argv[1:]
+    path, folder = sys.argv[1:]
     report = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed
-    for case in json.loads(Path(spec).read_text()):
-        outcome = run_case(case, Path(folder), float(timeout_s))
+    spec = json.loads(Path(path).read_text())
+    for runner in {case["runner"] for case in spec["cases"]}:
+        pkgutil.resolve_name(runner)  # imported here, once, and not in each rank
+    start_method = choose_start_method()
+    deadline_s = math.inf if spec["deadline_s"] is None else spec["deadline_s"]
+    for case in spec["cases"]:
+        limit_s = min(spec["timeout_s"], deadline_s - time.time())
+        if limit_s > 0:
+            outcome = run_case(case, Path(folder), start_method, limit_s)
+        else:
+            outcome = {"case": case["name"], "num_ranks": case["legs"][0][0], "rank": 0}
+            outcome |= {"error": "not begun", "log": ""}
+        if outcome is not None:
+            outcome["is_out_of_time"] = time.time() >= deadline_s
         print(json.dumps(outcome), file=report, flush=True)
 
 

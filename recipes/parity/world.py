@@ -60,6 +60,9 @@ class Case:
     probe: str | None = None
     """module:function of what measures each step: trainer -> context manager of its findings."""
 
+    runner: str = "recipes.parity.rank:run_leg"
+    """module:function of what one rank does: (case, leg, folder, scratch) -> its part of Result."""
+
 
 @dataclass
 class Result:
@@ -103,6 +106,9 @@ class Failure:
     log: str
     """The end of the rank's output."""
 
+    is_out_of_time: bool = False
+    """Whether the run was not begun, or not ended, before the deadline."""
+
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.num_ranks}: {self.error}"
 
@@ -124,32 +130,39 @@ def run_world(
 
 
 def run_cases(
-    cases: Sequence[Case], *, device: Device = "cpu", timeout_s: float = 300
+    cases: Sequence[Case],
+    *,
+    device: Device = "cpu",
+    timeout_s: float = 300,
+    deadline_s: float | None = None,
 ) -> Iterator[tuple[Case, Result | Failure]]:
-    """Each case as soon as it is done, in order. One world has `timeout_s`.
+    """Each case as soon as it is done, in order. One world has `timeout_s`; what is not done at
+    `deadline_s` (as time.time() counts) ends as a failure that `is_out_of_time`.
 
     A case that fails does not stop the others, except those that start from it.
     """
     assert len({case.name for case in cases}) == len(cases), "names of cases must differ"
-    with tempfile.TemporaryDirectory() as folder, _worker(cases, folder, device, timeout_s) as done:
-        for case in cases:
-            outcome = json.loads(next(done))
-            if outcome is not None:
-                yield case, Failure(**outcome)
-            else:
-                path = Path(folder, f"{case.name}.pt")
-                # Mapped, so that many large results need no memory; the file lives as long.
-                yield case, Result(**torch.load(path, weights_only=True, mmap=True))
+    with tempfile.TemporaryDirectory() as folder:
+        limits = {"timeout_s": timeout_s, "deadline_s": deadline_s}
+        with _worker(cases, folder, device, limits) as done:
+            for case in cases:
+                outcome = json.loads(next(done))
+                if outcome is not None:
+                    yield case, Failure(**outcome)
+                else:
+                    path = Path(folder, f"{case.name}.pt")
+                    # Mapped, so that many large results need no memory; the file lives as long.
+                    yield case, Result(**torch.load(path, weights_only=True, mmap=True))
 
 
 @contextmanager
 def _worker(
-    cases: Sequence[Case], folder: str, device: Device, timeout_s: float
+    cases: Sequence[Case], folder: str, device: Device, limits: dict[str, float | None]
 ) -> Iterator[Iterator[str]]:
     """The lines that the worker process writes, one a case; it and its ranks end with the block."""
     spec, log = Path(folder, "cases.json"), Path(folder, "worker.log")
-    spec.write_text(json.dumps([asdict(case) for case in cases]))
-    command = [sys.executable, "-m", "recipes.parity.worker", str(spec), folder, str(timeout_s)]
+    spec.write_text(json.dumps({"cases": [asdict(case) for case in cases], **limits}))
+    command = [sys.executable, "-m", "recipes.parity.worker", str(spec), folder]
     with log.open("w") as stderr:
         process = subprocess.Popen(
             command,
@@ -169,15 +182,24 @@ def _worker(
     try:
         yield lines()
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the worker and its ranks
+        kill_group(process.pid)  # the worker and its ranks
         process.wait()
+
+
+def kill_group(pid: int) -> None:
+    """End the process that was started in a session of its own, and all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def worker_environment(device: Device) -> dict[str, str]:
     """Of the worker process and, with their place in the world added, of its ranks."""
-    # Without a visible device recipes.platform takes the CPU platform.
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else dict(os.environ)
+    if device == "cpu":
+        # Without a visible device recipes.platform takes the CPU's place.
+        return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    # Asked through NVML whether it is there, CUDA stays untouched in the worker, and ranks can be
+    # forked from it.
+    return {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 def relative_difference(value: torch.Tensor, reference: torch.Tensor) -> float:

@@ -1,8 +1,9 @@
 """CPU stand-ins for TorchTitan components, applied by its override mechanism (see cpu.py)."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -69,18 +70,33 @@ def sdpa_attention(config: FlexAttention.Config) -> SDPAttention.Config:
 
 
 # torch._grouped_mm computes float32 on CPU, but the fake implementation that torch.compile traces
-# with refuses it; so does its derivative. An operator of our own has both.
+# with refuses it; so does its derivative. An operator of our own has both. Parity runs on GPUs use
+# it too: there one product an expert takes the place of a kernel for bfloat16.
 @torch.library.custom_op("nitp_cpu::grouped_mm", mutates_args=())
 def _grouped_mm(a_RK: torch.Tensor, b_EKN: torch.Tensor, offsets_E: torch.Tensor) -> torch.Tensor:
-    """Rows of expert e, [offsets[e-1], offsets[e]), times b[e]."""
-    return torch._grouped_mm(a_RK, b_EKN, offs=offsets_E)
+    """Rows of expert e, [offsets[e-1], offsets[e]), times b[e]; rows of no expert: undefined."""
+    if a_RK.device.type == "cpu":
+        return torch._grouped_mm(a_RK, b_EKN, offs=offsets_E)
+    out_RN = a_RK.new_zeros(a_RK.shape[0], b_EKN.shape[2])
+    for b_KN, (start, end) in zip(b_EKN, _bounds(offsets_E), strict=True):
+        torch.mm(a_RK[start:end], b_KN, out=out_RN[start:end])
+    return out_RN
 
 
 @torch.library.custom_op("nitp_cpu::grouped_mm_weight_grad", mutates_args=())
 def _grouped_mm_weight_grad(
     a_RK: torch.Tensor, grad_RN: torch.Tensor, offsets_E: torch.Tensor
 ) -> torch.Tensor:
-    return torch._grouped_mm(a_RK.mT, grad_RN, offs=offsets_E)
+    """a^T grad over the rows of each expert."""
+    if a_RK.device.type == "cpu":
+        return torch._grouped_mm(a_RK.mT, grad_RN, offs=offsets_E)
+    bounds = _bounds(offsets_E)
+    return torch.stack([a_RK[start:end].mT @ grad_RN[start:end] for start, end in bounds])
+
+
+def _bounds(offsets_E: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """First row of each expert, and the first row after it."""
+    return pairwise([0, *offsets_E.tolist()])
 
 
 @_grouped_mm.register_fake

@@ -4,6 +4,7 @@ import math
 import os
 import runpy
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,12 @@ import torch
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from recipes.config import load_config
-from recipes.parity import cells, problem, report
+from recipes.parity import cells, problem, report, worker
 from recipes.parity.cells import CELLS, Cell, Tolerance, select_cells
 from recipes.parity.compare import compare
 from recipes.parity.masking import mask_prompts
 from recipes.parity.worker import merge, rank_environment
-from recipes.parity.world import Result, worker_environment
+from recipes.parity.world import Case, Result, run_cases, worker_environment
 
 SCRIPT = Path(__file__).parents[2] / "scripts/parity.py"
 IGNORE_INDEX = -100
@@ -100,23 +101,48 @@ def test_a_pattern_fits_names_with_or_without_the_model(pattern, expected):
 
 
 def test_cuda_tolerances_only_widen_and_leave_exact_cells_exact():
-    assert CELLS["fsdp_2"].tolerance_on("cuda", "dense") == cells.CUDA["dense"]
-    assert CELLS["weight_0_1"].tolerance_on("cuda", "moe") == cells.EXACT
+    assert CELLS["fsdp_2"].tolerance_on("cuda") == cells.CUDA
+    assert CELLS["weight_0_1"].tolerance_on("cuda") == cells.EXACT
     wide = Tolerance(0.1, 0.1, "a reason of its own")
-    assert replace(CELLS["fsdp_2"], tolerance=wide).tolerance_on("cuda", "moe") == wide
+    assert replace(CELLS["fsdp_2"], tolerance=wide).tolerance_on("cuda") == wide
 
 
 def test_a_cpu_matrix_hides_the_gpus_and_a_cuda_one_does_not(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert worker_environment("cpu")["CUDA_VISIBLE_DEVICES"] == ""
-    assert worker_environment("cuda") == dict(os.environ)
+    nvml = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    assert worker_environment("cuda") == {**os.environ, **nvml}
 
 
-def test_a_rank_has_a_device_of_its_own():
+@pytest.mark.parametrize("has_cuda", [False, True])
+def test_a_rank_has_a_device_of_its_own_where_there_are_enough(monkeypatch, has_cuda):
     """TorchTitan picks device LOCAL_RANK."""
+    monkeypatch.setattr(worker, "ON_CPU", not has_cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     environment = rank_environment(3, num_ranks=4, port=1234)
     assert environment["RANK"] == environment["LOCAL_RANK"] == "3"
     assert environment["WORLD_SIZE"] == "4" and environment["MASTER_PORT"] == "1234"
+    assert "CUDA_VISIBLE_DEVICES" not in environment
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, "0101"), ("", "0101"), ("6,2", "6262")])
+def test_ranks_share_devices_by_turns_where_there_are_too_few(monkeypatch, visible, expected):
+    """TorchTitan gives each the only device that it sees; NCCL must be told that this is meant."""
+    monkeypatch.setattr(worker, "ON_CPU", False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    environments = [rank_environment(rank, num_ranks=4, port=1) for rank in range(4)]
+    assert "".join(e["CUDA_VISIBLE_DEVICES"] for e in environments) == expected
+    assert {e["NCCL_MULTI_RANK_GPU_ENABLE"] for e in environments} == {"1"}
+
+
+def test_cuda_runs_first_what_a_cpu_cannot_show():
+    names = list(dict.fromkeys(entry.name for entry in select_cells("cuda", max_ranks=8)))
+    assert names[:2] == ["cuda_graphs", "fsdp_2"] and set(names) == set(CELLS)
+    assert tuple(names[: len(cells.FIRST_ON_CUDA)]) == cells.FIRST_ON_CUDA
+    assert CELLS[names[-1]].max_ranks == 8
 
 
 # ------------------------------------------------------------------------------------- verdicts
@@ -159,6 +185,13 @@ def test_equal_runs_pass_at_zero_tolerance():
 )  # fmt: skip
 def test_the_largest_error_of_each_kind_is_named(changes, expected):
     assert compare(make_result(**changes), make_result()).find_excess(cells.FLOAT32) == expected
+
+
+def test_metrics_may_have_a_tolerance_of_their_own():
+    metrics = [{**make_result().metrics[0], "grad_norm": 2.2}]
+    comparison = compare(make_result(metrics=metrics), make_result())
+    assert comparison.find_excess(Tolerance(0.0, 0.0, "reason", metric=0.11)) == ""
+    assert comparison.find_excess(Tolerance(0.2, 0.2, "reason", metric=0.09)) != ""
 
 
 def test_the_gradient_ratio_may_be_missing_as_under_tensor_parallelism():
@@ -204,7 +237,9 @@ def test_failing_and_crashing_cells_are_shown_and_do_not_stop_the_rest(
     }
     monkeypatch.setattr(cells, "CELLS", table)
     monkeypatch.setattr(report, "GROUPS", {"all of it": table, "no cell": {}})
-    assert run_script(monkeypatch, "--max-ranks=2", f"--output={tmp_path / 'matrix.md'}") == 1
+    logs = tmp_path / "logs"
+    arguments = ["--max-ranks=2", f"--output={tmp_path / 'matrix.md'}", f"--logs={logs}"]
+    assert run_script(monkeypatch, *arguments) == 1
     printed = capsys.readouterr().out
     assert (tmp_path / "matrix.md").read_text() == printed
     rows = [line.split(" | ") for line in printed.splitlines() if " | dense | " in line]
@@ -220,12 +255,37 @@ def test_failing_and_crashing_cells_are_shown_and_do_not_stop_the_rest(
     assert "1 passed, 3 failed, 1 not run" in printed
     loss = next(row[3] for row in rows if row[0] == "| differs")
     assert f"| all of it | 1 of 4 | 1, 2 | {loss} | " in printed and "no cell" not in printed
+    kept = {path.stem.removeprefix("dense-"): path.read_text() for path in logs.iterdir()}
+    assert kept.keys() == {"crashes", "no_reference"}
+    assert "Traceback" in kept["crashes"] and "nitp.target_layer (9)" in kept["no_reference"]
     assert "torchtitan 0.3.0" in printed and "python scripts/parity.py --max-ranks=2" in printed
+
+
+def test_what_is_not_done_in_time_is_listed_as_not_run(monkeypatch, capsys):
+    """6 s: the worker imports longer than that, so that not even a reference is begun."""
+    assert run_script(monkeypatch, "--only=dense-fsdp_[24]", "--minutes=0.02") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("not run: the time was up") == 2
+    assert "0 passed, 0 failed, 2 not run" in printed
+
+
+def hang(case, leg, folder, scratch):
+    time.sleep(600)
+
+
+def test_a_run_that_the_deadline_ends_is_out_of_time_and_not_failed():
+    """The first case ends at the deadline, the second is never begun, and neither takes 600 s."""
+    runner = f"{__name__}:hang"
+    cases = [Case(name, "train_configs/debug.toml", runner=runner) for name in ("hangs", "waits")]
+    failures = [outcome for _, outcome in run_cases(cases, deadline_s=time.time() + 30)]
+    assert [failure.is_out_of_time for failure in failures] == [True, True]
+    assert failures[0].error.startswith("no end within") and failures[1].error == "not begun"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--ranks-per-device=0"], "error: --ranks-per-device (0) must be at least 1."),
         (["--only", "fdsp"], "error: --only fdsp fits no cell."),
         (["--device", "cuda"], "error: --device cuda: this machine has no CUDA device."),
     ],

@@ -1,0 +1,8 @@
+"""Check everything on the GPUs that are here: see recipes/gpu_check."""
+
+import sys
+
+from recipes.gpu_check.command import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,216 @@
+"""`make check-gpu`: each of its checks sees its fault, and the report says what was and was not."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from recipes.gpu_check import command, cost, trained
+from recipes.gpu_check.cost import Timing, find_disagreement, find_ratios, plan, summarise
+from recipes.gpu_check.report import describe_platform, write_report
+from recipes.gpu_check.section import Section
+from recipes.gpu_check.trained import NITP, NTP, RECORDED, find_problems
+
+# --------------------------------------------------------------------------- the recipes' runs
+
+
+def make_curves(**changes) -> dict[str, dict[int, float]]:
+    curves = {NTP: {1: 9.0, 5: 7.0}, NITP: {1: 1.0, 5: 0.2}, "grad_norm": {1: 2.0, 5: 1.0}}
+    return curves | changes
+
+
+def test_a_run_that_learns_has_no_problem():
+    assert find_problems(make_curves(), RECORDED, graphs=True) == []
+    assert find_problems(make_curves(), "", graphs=False) == []
+
+
+@pytest.mark.parametrize(
+    ("curves", "problem"),
+    [
+        (make_curves(**{NTP: {1: 7.0, 5: 7.1}}), "L_NTP did not fall (7.0000 -> 7.1000)"),
+        (make_curves(**{NTP: {1: 7.0, 3: math.nan, 5: 6.0}}), f"{NTP} is not finite"),
+        (make_curves(**{NITP: {1: 1.0, 5: math.inf}}), f"{NITP} is not finite"),
+        (make_curves(**{NITP: {1: 1.0, 5: 2.1}}), "L_NITP is not in [0, 2]"),
+        (make_curves(grad_norm={1: math.nan}), "grad_norm is not finite"),
+    ],
+)
+def test_what_is_wrong_with_a_run_is_named(curves, problem):
+    assert any(problem in found for found in find_problems(curves, RECORDED, graphs=True))
+
+
+def test_a_default_run_that_was_not_captured_is_a_problem_on_a_gpu():
+    (problem,) = find_problems(make_curves(), "step 1", graphs=True)
+    assert "no step was captured" in problem
+
+
+def test_a_command_that_fails_or_hangs_is_reported_with_its_error_and_log(monkeypatch, tmp_path):
+    outputs = {
+        "debug.toml": (1, "noise\nerror: nitp.weight (x) is wrong.\nbye", 1.0),
+        "debug_moe.toml": (124, "step 1\nno end within 3 s", 3.0),
+    }
+    monkeypatch.setattr(
+        trained, "run_command", lambda arguments, *_: outputs[Path(arguments[3]).name]
+    )
+    section, runs = trained.check_recipes("cpu", 1, tmp_path, 10)
+    assert runs == {} and not section.has_passed
+    assert section.problems == [
+        "dense: exit code 1: error: nitp.weight (x) is wrong.",
+        "moe: exit code 124: no end within 3 s",
+    ]
+    assert section.logs["recipe-dense"].startswith("noise")
+    exports = trained.check_exports(runs, "cpu", tmp_path, 10)
+    assert sorted(exports.not_run) == ["dense: its training failed", "moe: its training failed"]
+    assert not exports.has_passed
+
+
+def test_an_export_that_differs_is_a_problem(monkeypatch, tmp_path):
+    output = "error: logits differ by 0.3, at most 0.0001 is allowed."
+    monkeypatch.setattr(trained, "run_command", lambda *_: (1, output, 1.0))
+    section = trained.check_exports({"dense": tmp_path}, "cpu", tmp_path, 10)
+    assert section.problems == [f"dense: exit code 1: {output}"]
+
+
+def test_a_command_is_ended_with_all_it_started_when_its_time_is_up():
+    sleep = "import subprocess; print('on', flush=True); subprocess.run(['sleep', '600'])"
+    code, output, wall_s = trained.run_command(["-c", sleep], "cpu", 3.0)
+    assert (code, output) == (124, "on\n\nno end within 3 s")
+    assert wall_s >= 3.0  # and not 600: the pipe that the child holds is closed
+
+
+# ------------------------------------------------------------------------------- what NITP costs
+
+
+def make_timing(arm, mode, number, seconds, **changes) -> Timing:
+    figures = {"seconds": seconds, "tokens_per_step": 1000, "flops_per_token": 2e6,
+               "peak_flops": 1e12, "num_devices": 2, "active_gib": 1.0 + number,
+               "reserved_gib": 3.0}  # fmt: skip
+    loss = changes.pop("loss", 7.0)
+    return Timing(arm, mode, number, figures | changes, loss)
+
+
+TIMINGS = [
+    make_timing("TorchTitan", "graphs", 0, [0.10, 0.10, 0.30]),
+    make_timing("NTP", "graphs", 0, [0.10, 0.10, 0.12]),
+    make_timing("NITP", "graphs", 0, [0.12, 0.11, 0.13], flops_per_token=3e6),
+    make_timing("NITP", "graphs", 1, [0.15, 0.15, 0.15], flops_per_token=3e6),
+    make_timing("NTP", "graphs", 1, [0.12, 0.12, 0.12]),
+]
+
+
+def test_ratios_pair_the_arms_of_a_round():
+    """0.12 / 0.10 and 0.15 / 0.12; TorchTitan has only the first round."""
+    assert find_ratios(TIMINGS, "graphs", "NITP", "NTP") == pytest.approx([1.2, 1.25])
+    assert find_ratios(TIMINGS, "graphs", "NTP", "TorchTitan") == pytest.approx([1.0])
+    assert find_ratios(TIMINGS, "no graphs", "NITP", "NTP") == []
+
+
+def test_the_table_has_median_spread_rate_and_use_of_the_device():
+    """NITP: steps .11 .12 .13 .15 .15 .15, median .14; 1000 / .14 tokens/s; the decoder's 2e6 FLOPs
+    a token, not NITP's 3e6, over 2 devices of 1e12."""
+    text, figures = summarise(TIMINGS)
+    nitp = figures["NITP, graphs"]
+    assert nitp["rounds"] == 2 and nitp["step_s"] == pytest.approx(0.14)
+    assert nitp["step_s_quartiles"] == [0.12, 0.15]
+    assert nitp["tokens_per_s"] == pytest.approx(1000 / 0.14)
+    assert nitp["mfu"] == pytest.approx(2e6 * 1000 / 0.14 / 2e12)
+    assert nitp["active_gib"] == 2.0 and nitp["reserved_gib"] == 3.0
+    assert "| NITP | graphs | 2 | 140.00 | 120.00 to 150.00 | 7,143 | 0.7% | 2.00 | 3.00 |" in text
+    joined = "\n".join(text)
+    assert "NITP over NTP, graphs: step time +22.50% (+20.00% to +25.00% over 2 rounds)." in joined
+    assert "NTP over TorchTitan's own trainer, graphs: step time +0.00%" in joined
+
+
+def test_a_device_of_unknown_peak_has_no_utilisation():
+    text, figures = summarise(
+        [make_timing("TorchTitan", "no graphs", 0, [0.1], peak_flops=math.nan)]
+    )
+    assert "mfu" not in figures["TorchTitan, no graphs"] and "| - |" in text[-1]
+
+
+def test_arms_that_do_not_start_alike_are_a_problem():
+    """4.6e-4 is bfloat16's bound of a loss; NITP's own loss may differ, cross entropy may not."""
+    near = make_timing("NTP", "graphs", 0, [0.1], loss=7.0 * (1 + 4e-4))
+    far = make_timing("NITP", "graphs", 1, [0.1], loss=7.0 * (1 + 6e-4))
+    nan = make_timing("NITP", "graphs", 0, [0.1], loss=math.nan)
+    assert find_disagreement([TIMINGS[0], near]) == []
+    assert find_disagreement([TIMINGS[0], far])[0].startswith("NITP, graphs, round 2: L_NTP")
+    assert len(find_disagreement([TIMINGS[0], nan])) == 1
+
+
+def test_every_arm_runs_in_every_round_and_none_is_always_first():
+    planned = list(plan("cuda", num_devices=2))
+    rounds = [[(p.arm.name, p.mode) for p in planned if p.round == r] for r in range(3)]
+    assert len(rounds[0]) == 6 and rounds[1] == rounds[0][::-1] and rounds[2] == rounds[0]
+    assert all(p.case.legs == [(2, [])] for p in planned)
+    assert {p.mode for p in plan("cpu", 1)} == {"no graphs"}
+    assert [p.arm.name for p in planned if p.case.is_plain] == ["TorchTitan"] * 6
+
+
+# ------------------------------------------------------------------------------------ the report
+
+
+def test_a_report_says_what_failed_what_was_left_out_and_on_what(tmp_path):
+    sections = [
+        Section("good", commands=["make good"], figures={"x": 1.5}, not_run=["y: the time was up"]),
+        Section("bad", figures={"x": 2}, problems=["a", "b"]),
+        Section("empty", not_run=["all: the time was up"]),
+    ]
+    facts = describe_platform("cpu")
+    write_report(tmp_path, facts, "python scripts/check_gpu.py", sections, 1.25)
+    text, content = (tmp_path / "report.md").read_text(), (tmp_path / "report.json").read_text()
+    for line in ("| good | passed; 1 not run |", "| bad | **FAIL**: 2 of what was tried |",
+                 "| empty | not run |", "* not run: y: the time was up", "* **FAIL** b",
+                 "    make good", "1.2 minutes."):  # fmt: skip
+        assert line in text, line
+    assert "torch 2.14" in text and "torchtitan 0.3.0" in text
+    data = json.loads(content)
+    assert not data["has_passed"] and data["sections"][0]["figures"] == {"x": 1.5}
+    assert [s["has_passed"] for s in data["sections"]] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device=cuda"], "error: --device cuda: this machine has no CUDA device."),
+        (["--device=cpu", "--minutes=0"], "error: --minutes (0) must be greater than 0."),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(command.torch.cuda, "device_count", lambda: 0)
+    assert command.main(arguments) == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_report_that_is_there_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "report.md").write_text("mine")
+    assert command.main(["--device=cpu", f"--output={tmp_path}"]) == 2
+    assert (tmp_path / "report.md").read_text() == "mine"
+
+
+def test_a_failing_part_is_reported_and_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
+    def fail(*_):
+        return Section("runs", problems=["dense: exit code 1"], logs={"recipe-dense": "text"}), {}
+
+    monkeypatch.setattr(command, "check_recipes", fail)
+    monkeypatch.setattr(command, "measure_cost", lambda *_: Section("cost", figures={"x": 1}))
+    monkeypatch.setattr(command, "select_cells", lambda *_: [])
+    assert command.main(["--device=cpu", f"--output={tmp_path}"]) == 1
+    titles = [s["title"] for s in json.loads((tmp_path / "report.json").read_text())["sections"]]
+    assert titles[0] == "runs" and titles[-1] == "cost" and len(titles) == 4
+    assert (tmp_path / "recipe-dense.log").read_text() == "text"
+    assert "dense: exit code 1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_whole_check_runs_without_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(cost, "NUM_ROUNDS", 1)
+    output = tmp_path / "report"
+    arguments = ["--device=cpu", "--minutes=6", "--cells=dense-fsdp_2", f"--output={output}"]
+    assert command.main(arguments) == 0
+    data = json.loads((output / "report.json").read_text())
+    assert data["has_passed"] and [len(s["figures"]) >= 1 for s in data["sections"]] == [True] * 4
+    recipes, exports, parity, costs = data["sections"]
+    assert recipes["figures"].keys() == exports["figures"].keys() == {"dense", "moe"}
+    assert parity["figures"]["dense-fsdp_2"]["loss"] < 5e-6
+    assert costs["figures"]["NITP, no graphs"]["step_s"] > 0
