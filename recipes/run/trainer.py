@@ -16,7 +16,7 @@ from torchtitan.tools.logging import logger
 
 from nitp._torchtitan import flush_tensorboard
 from nitp.trainer import Batch, NITPTrainer
-from recipes.config.degrees import check_expert_ranks
+from recipes.config.degrees import check_degrees, check_expert_ranks
 from recipes.config.options import OnNonfinite
 from recipes.data.loader import PackedDataLoader
 from recipes.data.metrics import DataMetricsProcessor
@@ -42,7 +42,8 @@ class RunTrainer(NITPTrainer):
     * A loss or gradient that is not finite stops the run, or only skips its update.
     * Step, tokens and data position resume on any number of ranks.
 
-    Raises FloatingPointError for numbers that are not finite.
+    Raises ValueError for degrees that do not fit the model, FloatingPointError for numbers that are
+    not finite.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -58,6 +59,7 @@ class RunTrainer(NITPTrainer):
     dataloader: PackedDataLoader
 
     def __init__(self, config: Config) -> None:
+        check_degrees(config)
         super().__init__(config)
         assert isinstance(self.metrics_processor, DataMetricsProcessor)
         self.metrics_processor.loader = self.dataloader
