@@ -14,10 +14,7 @@ from torchtitan.tools.logging import init_logger, logger
 from recipes.config.settings import Settings
 from recipes.data.unigram import unigram_cross_entropy
 from recipes.run.folder import save_config
-from recipes.run.summary import summarize
 from recipes.run.trainer import RunTrainer
-
-__all__ = ["init_logging", "logger", "run_job", "summarize"]
 
 
 def init_logging() -> None:
