@@ -87,7 +87,7 @@ def run(settings: Settings, changes: Sequence[str] = ()) -> int:
         logger.info(f"Changed since the run began: {change}")
     with PeerWatch() as peers:
         try:
-            is_over = run_job(config, settings, is_new=is_new)
+            is_over = run_job(config, is_new=is_new)
             if is_over and settings.values["export"]["enable"] and os.environ["RANK"] == "0":
                 _export(settings)
         except Exception as error:
