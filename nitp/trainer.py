@@ -67,7 +67,7 @@ class NITPTrainer(Trainer):
             StepContext(
                 is_started=is_started,
                 num_valid_positions=num_valid_positions,
-                num_positions=sum(labels.numel() for _, labels in batches) * self._batch_degree,
+                num_positions=sum(labels.numel() for _, labels in batches) * self.batch_degree,
             )
         )
         return [
@@ -97,6 +97,7 @@ class NITPTrainer(Trainer):
         return dims.dp_replicate * dims.dp_shard * dims.cp
 
     @property
-    def _batch_degree(self) -> int:
+    def batch_degree(self) -> int:
+        """Ranks that each read their own rows."""
         dims = self.parallel_dims
         return dims.get_mesh("batch").size() if dims.dp_enabled else 1

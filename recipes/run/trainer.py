@@ -227,7 +227,7 @@ class RunTrainer(NITPTrainer):
     def global_batch_size(self) -> int:
         """Rows of a step."""
         local = self.config.training.local_batch_size
-        return local * self._batch_degree * self.gradient_accumulation_steps
+        return local * self.batch_degree * self.gradient_accumulation_steps
 
     def state_dict(self) -> dict[str, Any]:
         return {
