@@ -11,6 +11,7 @@ from torchtitan.models.common.decoder import Decoder
 from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.trainer import Trainer
 
+from nitp._torchtitan import built_class
 from nitp.checkpoint import NITPCheckpointManager, without_projector
 from nitp.config import NITPConfig
 from nitp.decoder import nitp_decoder_class
@@ -70,8 +71,7 @@ def convert_model(spec: ModelSpec, nitp: NITPConfig) -> ModelSpec:
     model = spec.model
     assert isinstance(model, Decoder.Config)
     nitp.check_depth(len(model.layers))
-    assert model._owner is not None
-    config_class: Any = nitp_decoder_class(model._owner).Config
+    config_class: Any = nitp_decoder_class(built_class(model)).Config
     return replace(
         spec,
         model=derive(

@@ -34,6 +34,16 @@ class Sum(IntEnum):
     NITP_GRAD_SQ = 5  # squared norm of lambda dL_NITP / d(its inputs)
 
 
+class _Attached(NamedTuple):
+    """What the loss works on; the trainer has it after the loss."""
+
+    decoder: nn.Module
+    projector: nn.Module | None
+    shards: SequenceShards
+    is_pipelined: bool
+    sums: torch.Tensor
+
+
 class NITPLoss(ChunkedLossWrapper):
     """L_total = L_NTP + lambda * L_NITP (Eq. 4) on the output of an NITP decoder.
 
@@ -55,18 +65,14 @@ class NITPLoss(ChunkedLossWrapper):
         self.nitp = config.nitp
         self._alignment_sum = objective.alignment_sum
         self._maybe_compile_alignment(compile_config)
-        self.sums = torch.zeros(len(Sum))
-        self._shards = SequenceShards()
-        self._decoder: nn.Module | None = None
-        self._projector: nn.Module | None = None
-        self._is_pipelined = False
+        self._attached: _Attached | None = None
         self._term: _Term | None = None
 
     def _maybe_compile_alignment(self, config: CompileConfig | None) -> None:
         if config is not None and config.enable and "loss" in config.components:
             self._alignment_sum = torch.compile(objective.alignment_sum, backend=config.backend)
 
-    def set_decoder(
+    def attach(
         self,
         decoder: nn.Module,
         shards: SequenceShards,
@@ -75,16 +81,28 @@ class NITPLoss(ChunkedLossWrapper):
         is_pipelined: bool,
     ) -> None:
         """Take the (parallelised) decoder that owns the projector, and how sequences are sharded.
-        Call before the first use."""
-        self._decoder = decoder
-        self._projector = getattr(decoder, PROJECTOR_NAME)
-        self._shards = shards
-        self._is_pipelined = is_pipelined
+
+        TorchTitan builds the loss before the model, so neither can come to the constructor. Nothing
+        else of the loss works before this call: RuntimeError.
+        """
         # Allocated once: under CUDA graphs only in-place updates reach a replayed step. A buffer of
         # the decoder: pipelines infer shapes by running a stage and its loss once more, after which
         # they restore the stage's buffers.
-        self.sums = torch.zeros(len(Sum), device=device, dtype=torch.float32)
-        decoder.register_buffer("nitp_sums", self.sums, persistent=False)
+        sums = torch.zeros(len(Sum), device=device, dtype=torch.float32)
+        decoder.register_buffer("nitp_sums", sums, persistent=False)
+        projector = getattr(decoder, PROJECTOR_NAME)
+        self._attached = _Attached(decoder, projector, shards, is_pipelined, sums)
+
+    @property
+    def _run(self) -> _Attached:
+        if self._attached is None:
+            raise RuntimeError("call NITPLoss.attach before the loss is used, as NITPTrainer does")
+        return self._attached
+
+    @property
+    def sums(self) -> torch.Tensor:
+        """What has been added up since it was last zeroed, float32 [len(Sum)], in place."""
+        return self._run.sums
 
     def __call__(
         self,
@@ -94,11 +112,11 @@ class NITPLoss(ChunkedLossWrapper):
         **loss_inputs: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         out = NITPOutput(*pred)
-        run = self._run_alignment if self.nitp.uses_target else self._run_token_cosine
-        assert self._decoder is not None and self.lm_head is not None
-        is_step = self._is_pipelined and out.h_BLD.requires_grad
-        with hold_stage(self._decoder, self.lm_head) if is_step else nullcontext():
-            self._term = run(out)
+        run_term = self._run_alignment if self.nitp.uses_target else self._run_token_cosine
+        assert self.lm_head is not None
+        is_step = self._run.is_pipelined and out.h_BLD.requires_grad
+        with hold_stage(self._run.decoder, self.lm_head) if is_step else nullcontext():
+            self._term = run_term(out)
             loss, metrics = super().__call__(out.h_BLD, labels, global_valid_tokens, **loss_inputs)
         self._term = None
         return loss, metrics
@@ -107,7 +125,7 @@ class NITPLoss(ChunkedLossWrapper):
 
     def _run_alignment(self, out: NITPOutput) -> "_Term":
         """lambda * L_NITP of these rows, run to its gradients, and its entries of `sums`."""
-        shards = self._shards
+        decoder, projector, shards, is_pipelined, _ = self._run
         is_training = out.h_BLD.requires_grad
         moves_target = is_training and out.z_BLD.requires_grad
         # Under tensor parallelism each rank projects its own slice of the sequence.
@@ -118,12 +136,8 @@ class NITPLoss(ChunkedLossWrapper):
         grad_source = self._grad_accumulator(source_BLD) if is_training else None
         grad_target = self._grad_accumulator(target_BLD) if moves_target else None
         values, cosines = [], []
-        assert self._decoder is not None
         with one_projector_sync(
-            self._decoder,
-            self._projector,
-            is_training=is_training,
-            is_pipelined=self._is_pipelined,
+            decoder, projector, is_training=is_training, is_pipelined=is_pipelined
         ) as before_last_chunk:
             for index in range(self.num_chunks):
                 if index == self.num_chunks - 1:
@@ -159,7 +173,7 @@ class NITPLoss(ChunkedLossWrapper):
         self, entries: list[torch.Tensor], grads: list[tuple[torch.Tensor, torch.Tensor]]
     ) -> "_Term":
         """Sum [L_NITP, cosine, weight, squared gradient] over the slices and note them."""
-        entries_4 = self._shards.sum_over_slices(torch.stack(entries))
+        entries_4 = self._run.shards.sum_over_slices(torch.stack(entries))
         self.sums[Sum.NITP : Sum.NITP_GRAD_SQ + 1] += entries_4
         return _Term(self.nitp.weight * entries_4[0], grads)
 
@@ -167,7 +181,8 @@ class NITPLoss(ChunkedLossWrapper):
         self, source_BLD: torch.Tensor, target_BLD: torch.Tensor, weight_BL: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One chunk: (weighted sum of distances, weighted sum of cosines without grad)."""
-        pred_BLD = source_BLD if self._projector is None else self._projector(source_BLD)
+        projector = self._run.projector
+        pred_BLD = source_BLD if projector is None else projector(source_BLD)
         pred_TD, target_TD = pred_BLD.flatten(0, 1), target_BLD.flatten(0, 1)
         weight_T = weight_BL.flatten()
         value = self._alignment_sum(pred_TD, target_TD, weight_T, self.nitp.loss)
@@ -204,7 +219,12 @@ class NITPLoss(ChunkedLossWrapper):
         lm_head: nn.Module,
         fsdp_enabled: bool,
     ) -> torch.Tensor:
-        """Join both terms in one autograd node (ChunkedLossWrapper calls this in training)."""
+        """Join both terms in one autograd node (ChunkedLossWrapper calls this in training).
+
+        Private, but its docstring invites it: "Subclasses override to swap in a different autograd
+        Function". Beside TorchTitan's own node NITP's gradient would be rounded to the activation
+        dtype by itself, and autograd would round the sum again; one rounding is better than two.
+        """
         assert self._term is not None
         self.sums[Sum.NTP] += total_loss
         self.sums[Sum.NTP_GRAD_SQ] += accumulated_grad.float().square().sum()

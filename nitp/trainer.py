@@ -1,7 +1,7 @@
 """The trainer seam: pair weights into each step, NITP's figures out of it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,33 +26,17 @@ class NITPTrainer(Trainer):
         nitp: NITPConfig = field(default_factory=lambda: NITPConfig(enable=False))
 
     config: Config
+    metrics_processor: NITPMetricsProcessor
 
     def __init__(self, config: Config) -> None:
         check_composition(config, config.nitp)
         super().__init__(config)
-        assert isinstance(self.metrics_processor, NITPMetricsProcessor)
-        if config.validator.enable and config.validator.steps != -1:
-            # A validation step is a global batch, as in training: the validation set must not
-            # depend on the number of ranks.
-            steps = config.validator.steps * self.gradient_accumulation_steps
-            self.validator.config = replace(config.validator, steps=steps)
-        if isinstance(self.loss_fn, NITPLoss):
-            shards = SequenceShards.from_config(
-                self.parallel_dims, config.parallelism, config.training.seq_len
-            )
-            self.loss_fn.set_decoder(
-                self.model_parts[-1],
-                shards,
-                self.device,
-                is_pipelined=self.parallel_dims.pp_enabled,
-            )
-        self.metrics_processor.set_run(
-            nitp=config.nitp,
-            loss=self.loss_fn if isinstance(self.loss_fn, NITPLoss) else None,
-            total_steps=config.training.steps,
-            max_norm=config.training.max_norm,
-            has_loss=not self.parallel_dims.pp_enabled or self.pp_has_last_stage,
-        )
+        loss = self.loss_fn if isinstance(self.loss_fn, NITPLoss) else None
+        if loss is not None:
+            dims = self.parallel_dims
+            shards = SequenceShards.from_config(dims, config.parallelism, config.training.seq_len)
+            loss.attach(self.model_parts[-1], shards, self.device, is_pipelined=dims.pp_enabled)
+        self.metrics_processor.attach(loss=loss, max_norm=config.training.max_norm)
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
         if not isinstance(self.loss_fn, NITPLoss):
@@ -79,10 +63,12 @@ class NITPTrainer(Trainer):
         num_pairs, num_valid_positions = counts
         # No pair at all gives weights of 0 and a loss of 0, not NaN.
         pair_weight = is_started / num_pairs.clamp(min=1).float()
-        self.metrics_processor.step_context = StepContext(
-            is_started=is_started,
-            num_valid_positions=num_valid_positions,
-            num_positions=sum(labels.numel() for _, labels in batches) * self._batch_degree,
+        self.metrics_processor.start_step(
+            StepContext(
+                is_started=is_started,
+                num_valid_positions=num_valid_positions,
+                num_positions=sum(labels.numel() for _, labels in batches) * self.batch_degree,
+            )
         )
         return [
             ({**inputs, PAIR_WEIGHT: mask_BL.to(self.device) * pair_weight}, labels)
@@ -111,6 +97,7 @@ class NITPTrainer(Trainer):
         return dims.dp_replicate * dims.dp_shard * dims.cp
 
     @property
-    def _batch_degree(self) -> int:
+    def batch_degree(self) -> int:
+        """Ranks that each read their own rows."""
         dims = self.parallel_dims
         return dims.get_mesh("batch").size() if dims.dp_enabled else 1

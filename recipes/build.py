@@ -44,12 +44,13 @@ from recipes.config.settings import Settings
 from recipes.data.config import DataConfig
 from recipes.data.encoder import Encoder
 from recipes.data.loader import PackedDataLoader
-from recipes.data.metrics import DataMetricsProcessor
 from recipes.data.tokenizer import resolve_tokenizer_path
 from recipes.models.decoder import build_model_spec
 from recipes.models.hf.reading import check_hf_folder
 from recipes.run.checkpoint import RunCheckpointManager
+from recipes.run.metrics import RunMetricsProcessor
 from recipes.run.trainer import RunTrainer
+from recipes.run.validate import RunValidator
 
 _ACTIVATION_CHECKPOINT = {
     "selective": activation_checkpoint.SelectiveAC.Config,
@@ -69,10 +70,15 @@ def build_config(settings: Settings) -> RunTrainer.Config:
     run_config = derive(
         convert_linears(config, settings.values["float8"]),
         RunTrainer.Config,
-        metrics=derive(config.metrics, DataMetricsProcessor.Config),
+        metrics=derive(config.metrics, RunMetricsProcessor.Config),
         checkpoint=derive(config.checkpoint, RunCheckpointManager.Config),
+        validator=derive(
+            config.validator,
+            RunValidator.Config,
+            global_batch_size=config.training.global_batch_size,
+        ),
         on_nonfinite=settings.values["training"]["on_nonfinite"],
-        settings=settings.values,
+        settings=settings,
     )
     return on_platform(run_config)
 

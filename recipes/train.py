@@ -66,10 +66,10 @@ def run(settings: Settings, changes: Sequence[str] = ()) -> int:
         if is_dry_run and not is_launched:
             num_ranks = count_fewest_ranks(config.parallelism)
         check_ranks(config, num_ranks)
-        from recipes.run import job
-
         if is_dry_run:
-            print(job.summarize(config, num_ranks))
+            from recipes.run.summary import summarize
+
+            print(summarize(config, num_ranks))
             return 0
         if settings.values["export"]["enable"]:
             from recipes.export.run import check_model
@@ -77,14 +77,17 @@ def run(settings: Settings, changes: Sequence[str] = ()) -> int:
             check_model(settings)
     except (ValueError, NotImplementedError) as error:
         return report_error(error, 2)
+    from torchtitan.tools.logging import logger
+
+    from recipes.run.job import init_logging, run_job
     from recipes.run.peers import PeerWatch
 
-    job.init_logging()
+    init_logging()
     for change in changes:
-        job.logger.info(f"Changed since the run began: {change}")
+        logger.info(f"Changed since the run began: {change}")
     with PeerWatch() as peers:
         try:
-            is_over = job.run_job(config, settings, is_new=is_new)
+            is_over = run_job(config, is_new=is_new)
             if is_over and settings.values["export"]["enable"] and os.environ["RANK"] == "0":
                 _export(settings)
         except Exception as error:

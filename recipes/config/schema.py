@@ -49,7 +49,6 @@ TABLES: dict[str, tuple[str, ...]] = {
         "recipes.config.options:CheckpointOptions",
     ),
     "metrics": ("torchtitan.components.metrics:MetricsProcessor.Config",),
-    "geometry": (),
     "export": ("recipes.config.options:ExportOptions",),
     "profiler": ("torchtitan.tools.profiler:Profiler.Config",),
     "comm": ("torchtitan.config.configs:CommConfig",),

@@ -4,13 +4,13 @@ Free of torch: a mistake is one line, before anything heavy is imported.
 """
 
 import os
-import tomllib
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import tomli
 import tomli_w
 
 from recipes.config.fields import Option
@@ -148,7 +148,7 @@ def _load_file(path: str, schema: Schema, chain: tuple[str, ...]) -> dict[str, _
 
 def _load_toml(path: str, chain: tuple[str, ...]) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomli.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         folder, name = os.path.split(path)
         siblings = [entry.name for entry in Path(folder or ".").glob("*.toml")]
@@ -157,7 +157,7 @@ def _load_toml(path: str, chain: tuple[str, ...]) -> dict[str, Any]:
         raise SettingsError(f"{by}{path} does not exist.{hint}") from None
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid TOML: {error}.") from None
 
 
@@ -206,8 +206,6 @@ def _find_option(table: str, key: str, schema: Schema, where: str) -> Option:
     if key in schema[table]:
         return schema[table][key]
     hint = nearest(key, list(schema[table]), f"{table}.{{}}") or _hint_option(key, schema)
-    if not schema[table]:
-        hint = f" [{table}] has no options yet."
     hint = hint or f" See --help {table}."
     raise SettingsError(f"{where}: {table}.{key} is not an option.{hint}")
 

@@ -4,10 +4,11 @@ TOML has no null: the string "none" means None wherever the type admits None, an
 """
 
 import json
-import tomllib
 from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
+
+import tomli
 
 NONE = "none"
 
@@ -102,8 +103,8 @@ def show_value(value: Any) -> str:
 
 
 def _parse_inline(text: str) -> Any:
-    with suppress(tomllib.TOMLDecodeError):
-        return tomllib.loads(f"value = {text}")["value"]
+    with suppress(tomli.TOMLDecodeError):
+        return tomli.loads(f"value = {text}")["value"]
     with suppress(json.JSONDecodeError):
         return json.loads(text)
     return text

@@ -1,39 +1,11 @@
 """What each source has given to training, as figures to log."""
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torchtitan.distributed import ParallelDims
 from torchtitan.distributed.utils import dist_sum_tensor
 from torchtitan.tools.utils import device_type
 
-from nitp.metrics import NITPMetricsProcessor
 from recipes.data.loader import PackedDataLoader
-
-
-class DataMetricsProcessor(NITPMetricsProcessor):
-    """NITP's metrics, and those of `count_sources` wherever a step is logged."""
-
-    @dataclass(kw_only=True, slots=True)
-    class Config(NITPMetricsProcessor.Config):
-        pass
-
-    loader: PackedDataLoader | None = None
-    """Whose documents are counted; the trainer builds it after this."""
-
-    def log(
-        self,
-        step: int,
-        global_avg_loss: float,
-        global_max_loss: float,
-        grad_norm: float,
-        extra_metrics: dict[str, Any] | None = None,
-    ) -> None:
-        assert self.loader is not None
-        counts = count_sources(self.loader, self.parallel_dims)
-        metrics = {**(extra_metrics or {}), **counts}
-        super().log(step, global_avg_loss, global_max_loss, grad_norm, metrics)
 
 
 def count_sources(loader: PackedDataLoader, dims: ParallelDims) -> dict[str, int]:

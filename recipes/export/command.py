@@ -1,5 +1,5 @@
 """Export a run's checkpoint: python scripts/export.py --run DIR --output DIR [--step N]
-[--dtype bfloat16] [--verify logits]
+[--dtype bfloat16] [--verify logits]; installed, python -m recipes.export ...
 
 Reads the run's config.toml and checkpoint, and writes a Hugging Face folder. Exit code 0 done, 1
 failure, 2 bad usage; what went wrong is one line on stderr that starts with `error: `.

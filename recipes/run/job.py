@@ -4,20 +4,14 @@ import logging
 import os
 import shutil
 import warnings
-from functools import partial
 from pathlib import Path
 
 import torch
 from torchtitan.observability import structured_logger as sl
 from torchtitan.tools.logging import init_logger, logger
 
-from recipes.config.settings import Settings
 from recipes.data.unigram import unigram_cross_entropy
-from recipes.run.folder import save_config
-from recipes.run.summary import summarize
 from recipes.run.trainer import RunTrainer
-
-__all__ = ["init_logging", "logger", "run_job", "summarize"]
 
 
 def init_logging() -> None:
@@ -30,7 +24,7 @@ def init_logging() -> None:
         logger.setLevel(logging.WARNING)
 
 
-def run_job(config: RunTrainer.Config, settings: Settings, *, is_new: bool) -> bool:
+def run_job(config: RunTrainer.Config, *, is_new: bool) -> bool:
     """Train, save, and say where everything lies; whether the run has come to its end.
 
     is_new: the run directory did not exist before; a job that fails before its first step leaves
@@ -44,8 +38,6 @@ def run_job(config: RunTrainer.Config, settings: Settings, *, is_new: bool) -> b
     trainer = None
     try:
         trainer = config.build()
-        if torch.distributed.get_rank() == 0:
-            trainer.before_first_step = partial(save_config, settings)
         trainer.train()
         if torch.distributed.get_rank() == 0:
             _log_closing_lines(trainer)

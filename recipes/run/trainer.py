@@ -3,8 +3,8 @@
 TorchTitan's loop stays as it is; this overrides the points that it calls.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NoReturn
 
@@ -16,13 +16,15 @@ from torchtitan.tools.logging import logger
 
 from nitp._torchtitan import flush_tensorboard
 from nitp.trainer import Batch, NITPTrainer
-from recipes.config.degrees import check_expert_ranks
+from recipes.config.degrees import check_degrees, check_expert_ranks
 from recipes.config.options import OnNonfinite
+from recipes.config.settings import Settings
 from recipes.data.loader import PackedDataLoader
-from recipes.data.metrics import DataMetricsProcessor
 from recipes.run.agreement import check_ranks_agree
 from recipes.run.checkpoint import RunCheckpointManager
+from recipes.run.folder import save_config
 from recipes.run.health import StepData, StepHealth, Verdict
+from recipes.run.metrics import RunMetricsProcessor
 from recipes.stop import StopRequest
 
 _MAX_SKIPPED_IN_A_ROW = 10
@@ -42,7 +44,8 @@ class RunTrainer(NITPTrainer):
     * A loss or gradient that is not finite stops the run, or only skips its update.
     * Step, tokens and data position resume on any number of ranks.
 
-    Raises FloatingPointError for numbers that are not finite.
+    Raises ValueError for degrees that do not fit the model, FloatingPointError for numbers that are
+    not finite.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -50,19 +53,23 @@ class RunTrainer(NITPTrainer):
         on_nonfinite: OnNonfinite = "stop"
         """training.on_nonfinite."""
 
-        settings: dict[str, Any] = field(default_factory=dict)
-        """The resolved options, compared across ranks at start-up."""
+        settings: Settings
+        """The resolved options: compared across ranks at start-up, saved when the first step
+        begins."""
 
     config: Config
     checkpointer: RunCheckpointManager
     dataloader: PackedDataLoader
+    metrics_processor: RunMetricsProcessor
 
     def __init__(self, config: Config) -> None:
+        check_degrees(config)
         super().__init__(config)
-        assert isinstance(self.metrics_processor, DataMetricsProcessor)
-        self.metrics_processor.loader = self.dataloader
-        self.before_first_step: Callable[[], None] = lambda: None
-        """Called when the checkpoint, if there is one, is loaded."""
+        self.metrics_processor.attach_progress(
+            loader=self.dataloader,
+            total_steps=config.training.steps,
+            has_loss=not self.parallel_dims.pp_enabled or self.pp_has_last_stage,
+        )
         self.stop_request = StopRequest()
         self.is_stopping = False
         """Whether the ranks have agreed to stop."""
@@ -80,7 +87,7 @@ class RunTrainer(NITPTrainer):
         dims = super().init_distributed()
         check_expert_ranks(dims)
         if self.config.comm.mode == "default":
-            check_ranks_agree(self.config.settings, self.config.dataloader.data)
+            check_ranks_agree(self.config.settings.values, self.config.dataloader.data)
         return dims
 
     # ------------------------------------------------------------------------ the loop
@@ -94,8 +101,9 @@ class RunTrainer(NITPTrainer):
         return super().should_continue_training() and not self.is_stopping
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
-        if self.num_steps_run == 0:
-            self.before_first_step()
+        if self.num_steps_run == 0 and dist.get_rank() == 0:
+            # Not before: a run that cannot start leaves the one in its directory as it was.
+            save_config(self.config.settings)
         self._first_row, self._num_backward_passes = self.dataloader.num_rows, 0
         # A tensor for each stream: not at every step of data without end.
         start = self.dataloader.state_dict() if self.dataloader.has_end else None
@@ -219,7 +227,7 @@ class RunTrainer(NITPTrainer):
     def global_batch_size(self) -> int:
         """Rows of a step."""
         local = self.config.training.local_batch_size
-        return local * self._batch_degree * self.gradient_accumulation_steps
+        return local * self.batch_degree * self.gradient_accumulation_steps
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -11,6 +11,7 @@ from nitp import objective
 from nitp.config import NITPConfig
 from nitp.loss import NITPLoss, _Term
 from nitp.projector import PROJECTOR_NAME
+from nitp.sequence import SequenceShards
 from recipes.config import float8, load_config
 from recipes.parity.world import relative_difference
 from tests.distributed.cells import MODELS, Cell, check, run_cells
@@ -132,6 +133,9 @@ def test_nitps_gradient_is_added_in_float32_before_the_one_rounding():
     ntp = torch.ones_like(h)
     nitp = torch.full_like(h, 2**-8 + 2**-18, dtype=torch.float32)
     loss = NITPLoss.Config(nitp=NITPConfig()).build()
+    decoder = nn.Module()
+    decoder.nitp_projector = None
+    loss.attach(decoder, SequenceShards(), torch.device("cpu"), is_pipelined=False)
     loss._term = _Term(torch.tensor(0.0), [(h, nitp)])
     loss._gradient_backprop(h, ntp, torch.tensor(0.0), nn.Identity(), False).backward()
     assert h.grad.item() == 1 + 2**-7

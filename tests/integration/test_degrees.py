@@ -57,7 +57,7 @@ def test_experts_that_stay_whole_may_have_any_width():
     load_config(MOE, [TP.format(2), EP.format(2), "--model.expert_dim=72"])
 
 
-def test_with_nitp_refuses_before_it_builds_anything():
+def test_a_run_refuses_before_it_builds_anything():
     """The check of load_config, for a configuration that a program has put together."""
     config = load_config(MOE)
     config.parallelism.expert_parallel_degree = 3

@@ -213,12 +213,6 @@ def test_a_key_outside_any_table_names_its_table() -> None:
     assert message("nitp = 3") == "x.toml: nitp (3) must be a table, [nitp]."
 
 
-def test_a_table_without_options_says_so() -> None:
-    assert message("[geometry]\nrank = 3") == (
-        "x.toml: geometry.rank is not an option. [geometry] has no options yet."
-    )
-
-
 def test_a_misspelt_key_of_a_source_is_named() -> None:
     assert message('[[data.sources]]\npth = "x"') == (
         "x.toml: data.sources.pth is not an option. Did you mean data.sources.path?"

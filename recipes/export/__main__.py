@@ -1,0 +1,8 @@
+"""python -m recipes.export: scripts/export.py where there is no checkout."""
+
+import sys
+
+from recipes.export.command import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
