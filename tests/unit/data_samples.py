@@ -77,7 +77,7 @@ def write_compressed(path: Path, content: bytes) -> Path:
     """By the ending of the path: .gz or .zst."""
     import pyarrow
 
-    compression = {".gz": "gzip", ".zst": "zstd"}[path.suffix]
+    compression = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}[path.suffix]
     with pyarrow.output_stream(path, compression=compression) as stream:
         stream.write(content)
     return path
