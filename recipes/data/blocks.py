@@ -2,6 +2,7 @@
 
     plain text      the file, one document
     JSON lines      those that begin in a range of bytes; a compressed file in one block
+    CSV, TSV        the file (tables.py)
     Parquet         a row group
 
 A block knows where it lies and nothing of the documents in it, so the index of any amount of data
@@ -10,15 +11,15 @@ Imports no torch.
 """
 
 import io
+import lzma
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from recipes.data.endings import read_ending
 from recipes.data.records import PLACE, BadDocumentError, Field, Value
 from recipes.data.sources import SourceFile
-
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 _BUFFER_BYTES = 2**16
 _BATCH_ROWS = 256
@@ -47,7 +48,9 @@ class Block(Protocol):
 
 
 @dataclass(slots=True, frozen=True)
-class _FileBlock:
+class FileBlock:
+    """Documents with a number each, `file:number`."""
+
     file: SourceFile
 
     def name(self, key: int) -> str:
@@ -76,7 +79,7 @@ class TextBlock(_WholeFileBlock):
         yield 0, None  # read when parsed: a document of another stream costs nothing
 
     def parse(self, raw: None) -> str:
-        with _open(self.file) as stream:
+        with open_file(self.file) as stream:
             content = stream.read()
         try:
             return content.decode()
@@ -101,7 +104,7 @@ class BadBlock(_WholeFileBlock):
 
 
 @dataclass(slots=True, frozen=True)
-class LinesBlock(_FileBlock):
+class LinesBlock(FileBlock):
     """The JSON lines that begin in bytes begin..end of a plain file; each that is not blank is a
     document, `file@byte`."""
 
@@ -110,11 +113,15 @@ class LinesBlock(_FileBlock):
     end: int
 
     def read(self) -> Iterator[tuple[int, bytes]]:
-        with self.file.path.open("rb", _BUFFER_BYTES) as stream:
+        # Not more than the block: it is read ahead, in vain at the block's end.
+        buffer_bytes = min(_BUFFER_BYTES, self.end - self.begin + 1)
+        with self.file.path.open("rb", buffer_bytes) as stream:
             offset = max(self.begin - 1, 0)
             stream.seek(offset)
-            if self.begin > 0:  # the end of a line that begins before
-                offset += len(stream.readline())
+            if self.begin > 0:
+                # The end of a line that begins before; where that is beyond the block, no further:
+                # a line of many blocks would be read by each of them.
+                offset += len(stream.readline(self.end - offset))
             while offset < self.end and (line := stream.readline()):
                 if line.strip():
                     yield offset, line
@@ -136,7 +143,7 @@ class LinesBlock(_FileBlock):
 
 
 @dataclass(slots=True, frozen=True)
-class CompressedLinesBlock(_FileBlock):
+class CompressedLinesBlock(FileBlock):
     """A compressed file of JSON lines; each that is not blank is a document, `file:line`."""
 
     field: Field
@@ -144,7 +151,7 @@ class CompressedLinesBlock(_FileBlock):
     def read(self) -> Iterator[tuple[int, bytes | BadDocumentError]]:
         number = num_documents = 0
         try:
-            with _open(self.file) as stream:
+            with open_file(self.file) as stream:
                 for number, line in enumerate(stream, 1):
                     if line.strip():
                         num_documents += 1
@@ -159,7 +166,7 @@ class CompressedLinesBlock(_FileBlock):
 
 
 @dataclass(slots=True, frozen=True)
-class RowGroupBlock(_FileBlock):
+class RowGroupBlock(FileBlock):
     """A row group of a Parquet file, decoded _BATCH_ROWS at a time; each row is a document,
     `file:row`."""
 
@@ -183,7 +190,7 @@ class RowGroupBlock(_FileBlock):
                     columns=[self.field.name],
                     use_threads=False,  # in forked workers thread pools are gone
                 ):
-                    for scalar in batch.column(0):
+                    for scalar in self.field.select_column(batch):
                         yield row, scalar
                         row += 1
         except BadDocumentError as error:
@@ -204,9 +211,7 @@ def load_row_groups(file: SourceFile, field: Field) -> list[RowGroupBlock]:
 
     with _complaining_about(file):
         metadata = pq.read_metadata(file.path)
-    names = metadata.schema.to_arrow_schema().names
-    if field.name not in names:
-        raise BadDocumentError(field.missing(names).at(str(file.path)))
+    field.check_schema(metadata.schema.to_arrow_schema(), str(file.path))
     blocks, row = [], 1
     for group in range(metadata.num_row_groups):
         blocks.append(RowGroupBlock(file, field, group, row))
@@ -224,12 +229,16 @@ def empty_file(file: SourceFile) -> BadDocumentError:
 
 
 @contextmanager
-def _open(file: SourceFile) -> Iterator[io.BufferedReader]:
+def open_file(file: SourceFile) -> Iterator[io.BufferedReader]:
     """The file, decompressed. Raises BadDocumentError where it is damaged."""
-    compression = COMPRESSIONS.get(file.path.suffix)
+    compression = read_ending(file.path).compression
     if compression is None:
         with file.path.open("rb") as plain:
             yield plain
+        return
+    if compression == "xz":
+        with _complaining_about(file), lzma.open(file.path) as stream:
+            yield io.BufferedReader(stream, _BUFFER_BYTES)
         return
     import pyarrow
 
@@ -247,7 +256,7 @@ def _complaining_about(file: SourceFile) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, lzma.LZMAError, EOFError, OSError) as error:
         if getattr(error, "errno", None) is not None:  # the medium, not the file
             raise
         raise BadDocumentError(

@@ -22,10 +22,12 @@ class SourceConfig:
 
     path: str
     """A file, a glob (`**` recurses), `hf://owner/name` or `hf://owner/name@revision` of the
-    Hugging Face hub (or of a folder in its layout, `hf://./folder`), or `embedded://python`. The
-    ending tells a file's format: .jsonl and .json hold one JSON object a line, .parquet one
-    document a row; any other file is one plain-text document. Each but .parquet may be compressed,
-    with a further ending .gz or .zst."""
+    Hugging Face hub (or of a folder in its layout, `hf://./folder`), or `embedded://python`. A file
+    that several names or links lead to is there once. The ending tells a file's format, in upper or
+    lower case: .jsonl, .ndjson, .jsonlines and .json hold one JSON object a line, .parquet and .pq
+    one document a row, .csv and .tsv one a row below a header; a file of any other ending is one
+    plain-text document. Each but Parquet may be compressed, with a further ending .gz, .zst, .bz2
+    or .xz."""
 
     name: str | None = None
     """What log and TensorBoard call it; by default its number, from 0."""
@@ -35,12 +37,14 @@ class SourceConfig:
     Each row of a batch comes from one source, so the shares are exact whatever the documents'
     lengths. A source that ends begins again while others go on."""
 
-    text: str = "text"
-    """JSONL, Parquet, hub: the field that holds a document's text."""
+    text: str | None = None
+    """The field that holds a document's text, by default "text"; `data.text` is the field `text` of
+    the field `data`, unless there is one of that very name. If given, a plain-text file is an
+    error: only records have fields."""
 
     tokens: str | None = None
     """JSONL, Parquet, hub: the field that holds a document already tokenized, a list of token ids,
-    by the tokenizer of this run. In place of `text`."""
+    by the tokenizer of this run. In place of `text`; nested like it."""
 
     limit: int | None = None
     """Use only its first so many documents, bad and held-out ones counted; all epochs use the
@@ -138,7 +142,9 @@ def _check_source(option: str, source: SourceConfig) -> None:
     _check(option, source, "limit", source.limit is None or source.limit >= 1, "be at least 1")
     is_tag = source.name is None or re.fullmatch(r"[\w.-]+", source.name)
     _check(option, source, "name", is_tag, "consist of letters, digits and . _ -")
-    is_text = source.tokens is None or source.text == "text"
+    for name in ("text", "tokens"):
+        _check(option, source, name, getattr(source, name) != "", "not be empty")
+    is_text = source.tokens is None or source.text is None
     _check(option, source, "text", is_text, f"be left out, as {option}.tokens is given")
     if not source.path.startswith(HUB):
         for name in ("split", "subset", "streaming"):

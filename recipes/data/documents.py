@@ -148,6 +148,7 @@ def compute_fingerprint(data: DataConfig, documents: list[Documents]) -> str:
     for source, found in zip(data.sources, documents, strict=True):
         options = asdict(source)
         del options["name"]
+        options["text"] = source.text or "text"
         if not source.path.startswith(HUB):
             del options["path"]  # files may move
         parts.append((sorted(options.items()), len(found)))

@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from recipes.data.blocks import (
-    COMPRESSIONS,
     BadBlock,
     Block,
     CompressedLinesBlock,
@@ -18,12 +16,12 @@ from recipes.data.blocks import (
     load_row_groups,
 )
 from recipes.data.config import HUB, DataConfig, SourceConfig
+from recipes.data.endings import read_ending
 from recipes.data.hub import load_hub_blocks
 from recipes.data.records import BadDocumentError, Field, Value
 from recipes.data.sources import SourceFile
+from recipes.data.tables import load_table
 
-_JSON_LINES = (".jsonl", ".json")
-_PARQUET = ".parquet"
 _MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES = 2**12, 2**20
 
 
@@ -55,12 +53,14 @@ def load_blocks(
     A file of records that has none, or is damaged as a whole, is a bad document. Raises ValueError
     for that, unless data.on_error is "skip", and for a hub data set that cannot be loaded.
     """
-    field = Field(option, source.tokens or source.text, source.tokens is not None)
+    field = Field(option, source.tokens or source.text or "text", source.tokens is not None)
     blocks: list[Block]
     if source.path.startswith(HUB):
         blocks = load_hub_blocks(source, field, data.num_streams)
     else:
-        lines = sum(file.num_bytes for file in files if _format(file) in _JSON_LINES)
+        lines = sum(
+            file.num_bytes for file in files if read_ending(file.path).format == "JSON lines"
+        )
         extent = block_extent(lines, data.num_streams, _MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES)
         blocks = []
         for file in files:
@@ -77,30 +77,21 @@ def load_blocks(
 
 def _load_file(file: SourceFile, field: Field, extent: int) -> Sequence[Block]:
     """Raises BadDocumentError, OSError."""
-    ending, is_compressed = _format(file), file.path.suffix in COMPRESSIONS
-    if ending == _PARQUET and not is_compressed:
-        return load_row_groups(file, field)
-    if ending not in _JSON_LINES:
-        if field.is_tokens:
-            raise ValueError(
-                f"{file.option}.tokens ({field.name}) is a field of records, but {file.path} is "
-                "plain text by its ending. Use JSONL or Parquet."
-            )
+    format_, compression = read_ending(file.path)
+    if format_ == "plain text":
         return [TextBlock(file)]
+    if format_ == "Parquet":
+        return load_row_groups(file, field)
     if file.num_bytes == 0:
         raise empty_file(file)
-    if is_compressed:
+    if format_ in ("CSV", "TSV"):
+        return [load_table(file, field, "," if format_ == "CSV" else "\t")]
+    if compression is not None:
         return [CompressedLinesBlock(file, field)]
     return [
         LinesBlock(file, field, begin, min(begin + extent, file.num_bytes))
         for begin in range(0, file.num_bytes, extent)
     ]
-
-
-def _format(file: SourceFile) -> str:
-    """The ending that tells the format, without that of a compression."""
-    path = file.path
-    return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
 
 
 def _take(blocks: Sequence[Block], limit: int) -> list[Block]:

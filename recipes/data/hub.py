@@ -48,7 +48,7 @@ class HubRowsBlock(_HubBlock):
     def read(self) -> Iterator[tuple[int, Any]]:
         for first in range(self.begin, self.end, _BATCH_ROWS):
             table = self.dataset[first : min(first + _BATCH_ROWS, self.end)]
-            yield from enumerate(table.column(self.field.name), first + 1)
+            yield from enumerate(self.field.select_column(table), first + 1)
 
 
 @dataclass(slots=True, frozen=True)
@@ -63,9 +63,8 @@ class HubShardBlock(_HubBlock):
         try:
             # Not `__iter__`: in a DataLoader's worker that yields only the worker's own part.
             for table in shard.iter(_BATCH_ROWS):
-                if self.field.name not in table.column_names:
-                    raise self.field.missing(table.column_names)
-                for scalar in table.column(self.field.name):
+                self.field.check_schema(table.schema, PLACE)
+                for scalar in self.field.select_column(table):
                     yield row, scalar
                     row += 1
         except BadDocumentError as error:
@@ -97,8 +96,10 @@ def load_hub_blocks(source: SourceConfig, field: Field, num_streams: int) -> lis
             return [HubShardBlock(source.path, field, data, shard) for shard in shards]
         builder.download_and_prepare()
         data = builder.as_dataset(split=split).with_format("arrow")
-    if field.name not in data.column_names:
-        raise ValueError(field.missing(data.column_names).at(source.path))
+    try:
+        field.check_schema(data.features.arrow_schema, source.path)
+    except BadDocumentError as error:
+        raise ValueError(str(error)) from error
     extent = block_extent(len(data), num_streams, 1, _MAX_BLOCK_ROWS)
     return [
         HubRowsBlock(source.path, field, data, begin, min(begin + extent, len(data)))

@@ -85,7 +85,7 @@ class PackedDataLoader(BaseDataLoader):
         if self._is_training:
             num_epochs = data.num_epochs
             bos = "begins with BOS" if encoder.adds_bos else "has no BOS"
-            logger.info(f"Data: each document {bos} and ends with EOS ({tokenizer.eos_token})")
+            logger.info(f"Data: each document {bos} and ends with EOS ({encoder.eos_token})")
         else:
             num_epochs = -1 if config.infinite else 1
         self._packed = PackedData(

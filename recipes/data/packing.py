@@ -61,6 +61,48 @@ class Row:
     """What was wrong with the last of them."""
 
 
+class _Tokens:
+    """A document's tokens, read forward, as far as they are asked for."""
+
+    def __init__(self, pieces: Iterator[np.ndarray], max_tokens: int | None) -> None:
+        self._pieces, self._left = pieces, max_tokens
+        self._ready = np.zeros(0, np.int64)
+
+    def take(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The next inputs, at most `count`, and their labels; none at the end."""
+        self._prepare(count + 1)
+        count = min(count, max(len(self._ready) - 1, 0))
+        inputs, labels = self._ready[:count], self._ready[1 : count + 1]
+        self._ready = self._ready[count:]
+        return inputs, labels
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether no input is left."""
+        self._prepare(2)
+        return len(self._ready) < 2
+
+    def count(self) -> int:
+        """The number of inputs left, which it takes."""
+        total = 0
+        while not self.is_at_end:
+            total += len(self.take(len(self._ready) - 1)[0])
+        return total
+
+    def _prepare(self, count: int) -> None:
+        """Have so many tokens ready, if there are."""
+        parts, num_ready = [self._ready], len(self._ready)
+        while num_ready < count and self._left != 0:
+            piece = next(self._pieces, None)
+            if piece is None:
+                break
+            parts.append(piece[: self._left])
+            num_ready += len(parts[-1])
+            if self._left is not None:
+                self._left -= len(parts[-1])
+        self._ready = np.concatenate(parts) if len(parts) > 1 else self._ready
+
+
 class PackedSource:
     """The rows of one source."""
 
@@ -87,10 +129,11 @@ class PackedSource:
         """The stream's rows from `cursor` on."""
         return SourceStream(self, stream, cursor)
 
-    def compute_tokens(self, block: int, raw: object) -> np.ndarray:
-        """A document's tokens, int64 [T + 1]; [1] if it is empty. Raises BadDocumentError."""
-        tokens = self._encoder.encode(self.documents.parse(block, raw))
-        return tokens[: self._max_tokens]
+    def open_document(self, block: int, raw: object) -> _Tokens | None:
+        """A document's tokens; None if it is empty. Raises BadDocumentError."""
+        value = self.documents.parse(block, raw)
+        tokens = _Tokens(self._encoder.encode_pieces(value), self._max_tokens)
+        return None if tokens.is_at_end else tokens
 
     def count_tokens(self, num_streams: int) -> np.ndarray:
         """Input tokens of each stream in all epochs, int64 [J]. Tokenizes every document once, and
@@ -113,7 +156,8 @@ class PackedSource:
 
     def _count(self, block: int, key: int, raw: object) -> int:
         try:
-            return len(self.compute_tokens(block, raw)) - 1
+            tokens = self.open_document(block, raw)
+            return 0 if tokens is None else tokens.count()
         except BadDocumentError as error:
             if self.skips_bad:
                 return 0
@@ -133,7 +177,7 @@ class SourceStream:
         self._stream = stream
         self._cursor = cursor
         self._visits = self._visit(cursor)
-        self._tokens: np.ndarray | None = None  # of the document at the cursor
+        self._tokens: _Tokens | None = None  # of the document at the cursor
         self._name = ""
         self._num_skipped = 0  # since the last row
         self._complaint: str | None = None
@@ -151,23 +195,26 @@ class SourceStream:
                 if visit is None:
                     return None
                 self._cursor, self._name, self._tokens = visit
-            tokens, offset = self._tokens, self._cursor.offset
-            taken = min(length - filled, len(tokens) - 1 - offset)
-            segment = slice(filled, filled + taken)
-            row_3L[0, segment] = tokens[offset : offset + taken]
-            row_3L[1, segment] = np.arange(taken)
-            row_3L[2, segment] = tokens[offset + 1 : offset + 1 + taken]
+                self._skip(self._tokens, self._cursor.offset)
+            inputs, labels = self._tokens.take(length - filled)
+            taken = len(inputs)
+            row_3L[:, filled : filled + taken] = inputs, np.arange(taken), labels
             names.append(self._name)
             filled += taken
-            self._cursor = self._cursor._replace(offset=offset + taken)
-            if self._cursor.offset == len(tokens) - 1:
+            self._cursor = self._cursor._replace(offset=self._cursor.offset + taken)
+            if self._tokens.is_at_end:
                 self._cursor = self._cursor._replace(place=self._cursor.place + 1, offset=0)
                 self._tokens = None
         row = Row(row_3L, self._cursor, names, self._num_skipped, self._complaint)
         self._num_skipped, self._complaint = 0, None
         return row
 
-    def _visit(self, start: Cursor) -> Iterator[tuple[Cursor, str, np.ndarray]]:
+    def _skip(self, tokens: _Tokens, count: int) -> None:
+        """Take `count` inputs, a row's at a time."""
+        for done in range(0, count, self._source.seq_len):
+            tokens.take(min(self._source.seq_len, count - done))
+
+    def _visit(self, start: Cursor) -> Iterator[tuple[Cursor, str, _Tokens]]:
         """From `start` on, each document that is not empty: cursor, name and tokens."""
         source, documents = self._source, self._source.documents
         epoch, position, place, _ = start
@@ -178,7 +225,7 @@ class SourceStream:
                 block = int(blocks[position])
                 for cursor, key, raw in self._read(block, Cursor(epoch, position, place, 0)):
                     tokens = self._encode(block, key, raw)
-                    if tokens is not None and len(tokens) > 1:
+                    if tokens is not None:
                         last_epoch = epoch
                         cursor = start if cursor[:3] == start[:3] else cursor
                         yield cursor, documents.name(block, key), tokens
@@ -202,11 +249,11 @@ class SourceStream:
                     yield start._replace(place=int(place)), *window[index]
             first += len(window)
 
-    def _encode(self, block: int, key: int, raw: object) -> np.ndarray | None:
-        """The document's tokens; None, and counted, if it is bad and to be skipped."""
+    def _encode(self, block: int, key: int, raw: object) -> _Tokens | None:
+        """The document's tokens; None if it is empty, or, counted, bad and to be skipped."""
         documents = self._source.documents
         try:
-            return self._source.compute_tokens(block, raw)
+            return self._source.open_document(block, raw)
         except BadDocumentError as error:
             if not self._source.skips_bad:
                 raise documents.complain(block, key, error) from error

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 PLACE = "{place}"
+_NUM_SHOWN = 30
 
 Value = str | np.ndarray
 """A text, or token ids, int64 [T]; possibly empty."""
@@ -25,7 +26,11 @@ class BadDocumentError(Exception):
 
 @dataclass(slots=True, frozen=True)
 class Field:
-    """Which field of a source's records holds the document. Null is an empty document."""
+    """Which field of a source's records holds the document. Null is an empty document.
+
+    A name with dots is that of a field within fields, `data.text`, unless the record has a field of
+    that very name.
+    """
 
     option: str
     """The source, such as `data.sources[0]`."""
@@ -54,16 +59,47 @@ class Field:
 
     def select(self, record: dict[str, Any]) -> Value:
         """The document of a record of Python values."""
-        if self.name not in record:
-            raise self.missing(list(record))
-        value = record[self.name]
-        return self._check_list(value) if self.is_tokens else self._check_text(value)
+        value: Any = record
+        for part in [self.name] if self.name in record else self.name.split("."):
+            if value is None:
+                break
+            if not isinstance(value, dict) or part not in value:
+                raise self.missing(_list_keys(record))
+            value = value[part]
+        return self._check_list(value) if self.is_tokens else self.check_text(value)
+
+    def check_schema(self, schema: Any, place: str) -> None:
+        """Raise BadDocumentError unless a pyarrow schema has the field, once."""
+        if schema.names.count(self.name) != 1 and not self._is_nested(schema):
+            raise BadDocumentError(self.missing(_list_columns(schema)).at(place))
+
+    def select_column(self, batch: Any) -> Any:
+        """The field's column of a pyarrow table or batch that `check_schema` finds it in."""
+        import pyarrow.compute as pc
+
+        if self.name in batch.schema.names:
+            return batch.column(self.name)
+        first, *inner = self.name.split(".")
+        return pc.struct_field(batch.column(first), inner)
+
+    def _is_nested(self, schema: Any) -> bool:
+        import pyarrow
+
+        first, *inner = self.name.split(".")
+        if not inner or self.name in schema.names or schema.names.count(first) != 1:
+            return False
+        kind = schema.field(first).type
+        for part in inner:
+            if not pyarrow.types.is_struct(kind) or kind.get_field_index(part) < 0:
+                return False
+            kind = kind.field(part).type
+        return True
 
     def parse_scalar(self, scalar: Any) -> Value:
         """The document of a pyarrow scalar, an entry of the field's column."""
         if not self.is_tokens:
             try:
-                return self._check_text(scalar.as_py())
+                return self.check_text(scalar.as_py())
             except UnicodeDecodeError as error:
                 raise self._not_unicode() from error
         if not scalar.is_valid:
@@ -78,16 +114,24 @@ class Field:
 
     def missing(self, fields: list[str]) -> BadDocumentError:
         """The complaint about a record, or a file, that has only `fields`."""
+        what = "token ids" if self.is_tokens else "text"
+        if fields.count(self.name) > 1:
+            return BadDocumentError(
+                f"{self._label} is the name of {fields.count(self.name)} fields of {PLACE}. Rename "
+                f"all but the one that holds the {what}."
+            )
+        shown = ", ".join(fields[:_NUM_SHOWN]) or "none"
         return BadDocumentError(
-            f"{self._label} is not a field of {PLACE}, which has: {', '.join(fields) or 'none'}. "
-            f"Name the field that holds the {'token ids' if self.is_tokens else 'text'}."
+            f"{self._label} is not a field of {PLACE}, which has: {shown}. Name the field that "
+            f"holds the {what}."
         )
 
     @property
     def _label(self) -> str:
         return f"{self.option}.{'tokens' if self.is_tokens else 'text'} ({self.name})"
 
-    def _check_text(self, value: object) -> str:
+    def check_text(self, value: object) -> str:
+        """The text of a field's value. Raises BadDocumentError."""
         if value is None:
             return ""
         if not isinstance(value, str):
@@ -124,3 +168,24 @@ class Field:
         return BadDocumentError(
             f"{self._label} of {PLACE} is not Unicode text. Correct or remove the document."
         )
+
+
+def _list_keys(record: dict[str, Any], before: str = "") -> list[str]:
+    """The fields of a record, those within fields with dots."""
+    names: list[str] = []
+    for key, value in record.items():
+        name = before + key
+        names += _list_keys(value, f"{name}.") if isinstance(value, dict) and value else [name]
+    return names
+
+
+def _list_columns(schema: Any, before: str = "") -> list[str]:
+    """The same of a pyarrow schema or struct."""
+    import pyarrow
+
+    names: list[str] = []
+    for field in schema:
+        name = before + field.name
+        is_struct = pyarrow.types.is_struct(field.type)
+        names += _list_columns(field.type, f"{name}.") if is_struct else [name]
+    return names

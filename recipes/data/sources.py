@@ -3,15 +3,15 @@
 Imports neither torch nor numpy, so the command line can check sources at once.
 """
 
-import glob
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.data.config import EMBEDDED_CORPUS, HUB, DataConfig
+from recipes.data.config import EMBEDDED_CORPUS, HUB, DataConfig, SourceConfig
 from recipes.data.corpus import find_corpus_files
-
-_WILDCARDS = frozenset("*?[")
+from recipes.data.endings import check_field, strip_compression
+from recipes.data.paths import identify, match_files
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -43,10 +43,13 @@ def check_sources(data: DataConfig) -> None:
 
 
 def find_files(data: DataConfig) -> list[SourceFile]:
-    """The files of all sources, in the order of the sources, those of one source by name. A source
-    of the hub has none.
+    """The files of all sources, in the order of the sources, those of one source by name, each
+    once. A source of the hub has none.
 
-    Raises ValueError if there is no source, a source matches no file, or two match the same file.
+    Raises ValueError if there is no source, a source matches no file, a file of a format that is
+    not read or without the source's field, or the same documents twice, and if two sources have
+    the same file or hub data set: their names for a document differ, so one might train on what
+    the other holds out.
     """
     if not data.sources:
         raise ValueError(
@@ -54,16 +57,22 @@ def find_files(data: DataConfig) -> list[SourceFile]:
             f"{HUB}owner/name or {EMBEDDED_CORPUS}."
         )
     files: list[SourceFile] = []
-    owners: dict[Path, str] = {}
+    owners: dict[object, str] = {}
     for index, source in enumerate(data.sources):
         option = f"data.sources[{index}]"
-        for name, path in _match(option, source.path):
-            owner = owners.setdefault(path.resolve(), option)
+        matches = _match(option, source.path)
+        _check_formats(option, source, matches)
+        identities = [(str(path), identify(path)) for _, path in matches]
+        if source.path.startswith(HUB):
+            identities = [(f"the split {source.split or 'train'}", _identify_split(source))]
+        for what, identity in identities:
+            owner = owners.setdefault(identity, option)
             if owner != option:
                 raise ValueError(
-                    f"{option}.path ({source.path}) matches {path}, which {owner} has already. "
-                    "Name each file in one source."
+                    f"{option}.path ({source.path}) matches {what}, which {owner} has already. "
+                    "Name each file in one source, and give that the weight of both."
                 )
+        for name, path in matches:
             size = path.stat().st_size
             files.append(SourceFile(path=path, name=name, num_bytes=size, source=index))
     return files
@@ -91,19 +100,17 @@ def _match(option: str, pattern: str) -> list[tuple[str, Path]]:
             f"Give a file, a glob, {HUB}owner/name or {EMBEDDED_CORPUS}."
         )
     path = Path(pattern)
-    if path.is_file():
-        return [(path.name, path)]
     if path.is_dir():
         raise ValueError(
             f"{option}.path ({pattern}) is a folder. Give a file or a glob such as "
             f"{path / '**' / '*.jsonl'}."
         )
-    root = _fixed_folder(path)
-    matches = sorted(
-        (match.relative_to(root).as_posix(), match)
-        for match in map(Path, glob.glob(pattern, recursive=True))
-        if match.is_file()
-    )
+    try:
+        matches = match_files(pattern)
+    except ValueError as error:
+        raise ValueError(f"{option}.path ({pattern}) {error}") from error
+    except OSError as error:
+        raise ValueError(f"{option}.path ({pattern}) cannot be read: {error}") from error
     if not matches:
         raise ValueError(
             f"{option}.path ({pattern}) matches no file. Give an existing file or a glob."
@@ -111,8 +118,31 @@ def _match(option: str, pattern: str) -> list[tuple[str, Path]]:
     return matches
 
 
-def _fixed_folder(pattern: Path) -> Path:
-    """The folder before the first part of `pattern` that has a wildcard."""
-    parts = pattern.parts
-    fixed = next((i for i, part in enumerate(parts) if _WILDCARDS & set(part)), len(parts) - 1)
-    return Path(*parts[:fixed])
+def _check_formats(option: str, source: SourceConfig, matches: Sequence[tuple[str, Path]]) -> None:
+    """Raise ValueError unless all files are of readable formats with the source's field, and none
+    is there compressed and not, or in two compressions."""
+    if source.tokens is not None:
+        what = f"{option}.tokens ({source.tokens}) is a field of records"
+    elif source.text is not None:
+        what = f"{option}.text ({source.text}) is a field of records"
+    else:
+        what = f"{option}.path ({source.path}) must match documents"
+    originals: dict[str, Path] = {}
+    for name, path in matches:
+        try:
+            check_field(path, source.tokens, source.text)
+        except ValueError as error:
+            raise ValueError(f"{what}, but {path} {error}") from error
+        twin = originals.setdefault(strip_compression(name), path)
+        if twin != path:
+            raise ValueError(
+                f"{option}.path ({source.path}) matches both {twin} and {path}, the same "
+                "documents by their names. Remove one, or narrow the path."
+            )
+
+
+def _identify_split(source: SourceConfig) -> object:
+    """Equal for all ways to name the same split of the same hub data set."""
+    name = source.path.removeprefix(HUB).partition("@")[0]
+    where = str(Path(name).resolve()) if Path(name).is_dir() else name
+    return HUB, where, source.subset, source.split or "train"

@@ -22,8 +22,15 @@ _HELD_OUT = 0.1
 """The tokenizer is not trained on this share of the documents, so that those of any
 data.validation_fraction up to this are new to it too, and one tokenizer serves all of them."""
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
-"""TorchTitan's HuggingFaceTokenizer reads the first of these that exists."""
+_SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 
 
 def check_tokenizer(path: str) -> None:
@@ -38,31 +45,52 @@ def check_tokenizer(path: str) -> None:
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"tokenizer.path ({path}) is not a folder. {rule}")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not (folder / "tokenizer.json").is_file():
+        # TorchTitan reads vocab.json and vocab.txt too, but not to transformers' tokens.
         raise ValueError(
-            f"tokenizer.path ({path}) has none of {', '.join(_TOKENIZER_FILES)}. {rule}"
+            f"tokenizer.path ({path}) has no tokenizer.json. {rule} Of a folder with only a "
+            "vocabulary, transformers' AutoTokenizer makes one: from_pretrained, save_pretrained."
         )
-    if _read_config(folder).get("eos_token") is None:
+    if "eos_token" not in read_special_tokens(folder):
         raise ValueError(
-            f"tokenizer.path ({path}): tokenizer_config.json names no eos_token, the label of each "
-            'document\'s last token. Add "eos_token".'
+            f"tokenizer.path ({path}): neither tokenizer_config.json nor special_tokens_map.json "
+            'names an eos_token, the label of each document\'s last token. Add "eos_token" to '
+            "tokenizer_config.json."
         )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json; empty if there is none."""
-    path = folder / "tokenizer_config.json"
+def read_special_tokens(folder: Path) -> dict[str, str]:
+    """Which token is `eos_token`, `bos_token`, ...: of those that are named, as transformers finds
+    them. special_tokens_map.json comes before tokenizer_config.json, but does not count if that
+    has `added_tokens_decoder`. Raises ValueError if a file cannot be read."""
+    names = _read_object(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in names:
+        names |= _read_object(folder / "special_tokens_map.json")
+    tokens = {name: names[name] for name in _SPECIAL_TOKENS if names.get(name) is not None}
+    for name, token in tokens.items():
+        content = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(content, str) or not content:
+            raise ValueError(
+                f"tokenizer.path: {folder} names {json.dumps(token)} as {name}, which is no token. "
+                "Write it as a string."
+            )
+        tokens[name] = content
+    return tokens
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is no such file."""
     if not path.is_file():
         return {}
     try:
-        config = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(
             f"tokenizer.path: {path} is not valid JSON ({error}). Correct or replace the file."
         ) from error
-    if not isinstance(config, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"tokenizer.path: {path} is not a JSON object. Replace the file.")
-    return config
+    return content
 
 
 def resolve_tokenizer_path(path: str) -> str:

@@ -159,8 +159,8 @@ DATA = [
 
 TOKENIZER = [
     Case("no folder", "is not a folder", ["--tokenizer.path=nowhere"]),
-    Case("no files", "has none of tokenizer.json", tokenizer({"readme": ""})),
-    Case("no EOS", "names no eos_token", tokenizer({"tokenizer.json": "{}"})),
+    Case("no files", "has no tokenizer.json", tokenizer({"readme": ""})),
+    Case("no EOS", "names an eos_token", tokenizer({"tokenizer.json": "{}"})),
     Case("damaged config", "tokenizer_config.json",
          tokenizer({"tokenizer.json": "{}", "tokenizer_config.json": "{"})),
     Case("damaged tokenizer", "tokenizer.path .* cannot be loaded",

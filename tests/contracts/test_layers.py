@@ -30,6 +30,8 @@ TORCH_FREE = [
     "recipes/config/values.py",
     "recipes/data/config.py",
     "recipes/data/corpus.py",
+    "recipes/data/endings.py",
+    "recipes/data/paths.py",
     "recipes/data/sources.py",
     "recipes/data/tokenizer.py",
     "recipes/export/command.py",

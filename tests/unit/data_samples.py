@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -13,16 +14,33 @@ EOS = 0
 
 
 class WordTokenizer:
-    """One token per character, never 0."""
+    """One token per character, never 0; a tokenizer and its own backend."""
 
-    eos_id: int | None = EOS
-    bos_id: int | None = None
+    tokenizer_path = str(Path(__file__).parent / "word_tokenizer")
     default_add_bos = False
-    tokenizer = SimpleNamespace(truncation=None)
+    padding = truncation = model = None
 
-    def encode(self, text: str, *, add_bos: bool, add_eos: bool) -> list[int]:
-        assert not add_bos and not add_eos
-        return [ord(character) for character in text]
+    @property
+    def tokenizer(self) -> "WordTokenizer":
+        return self
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> SimpleNamespace:
+        ids = [ord(character) for character in text]
+        return SimpleNamespace(
+            ids=ids,
+            offsets=[(place, place + 1) for place in range(len(ids))],
+            word_ids=[*range(len(ids))],
+            special_tokens_mask=[0] * len(ids),
+        )
+
+    def add_special_tokens(self, tokens: list[str]) -> None:
+        assert tokens == ["\0"]
+
+    def get_added_tokens_decoder(self) -> dict[int, Any]:
+        return {}
+
+    def token_to_id(self, token: str) -> int:
+        return ord(token)
 
     def get_vocab(self) -> dict[str, int]:
         return {"the last": 0x10FFFF}
@@ -77,7 +95,7 @@ def write_compressed(path: Path, content: bytes) -> Path:
     """By the ending of the path: .gz or .zst."""
     import pyarrow
 
-    compression = {".gz": "gzip", ".zst": "zstd"}[path.suffix]
+    compression = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}[path.suffix]
     with pyarrow.output_stream(path, compression=compression) as stream:
         stream.write(content)
     return path

@@ -11,6 +11,7 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from recipes.data.encoder import Encoder
 from recipes.data.records import BadDocumentError
+from recipes.data.tokenizer import check_tokenizer
 
 BOS, EOS, ONE, TWO = 0, 1, 2, 3
 VOCAB = {"<s>": BOS, "</s>": EOS, "one": ONE, "two": TWO, "a": 4, "[CLS]": 5}
@@ -18,18 +19,18 @@ LLAMA, BOTH, T5, BERT = "<s> $A", "<s> $A </s>", "$A </s>", "[CLS] $A"
 
 
 def make_tokenizer(
-    folder: Path, template: str | None = None, truncation: int | None = None, **config: Any
+    folder: Path, template: str | None = None, state: dict[str, Any] | None = None, **config: Any
 ) -> HuggingFaceTokenizer:
-    """Words; `template` is what the post-processor makes of a text."""
+    """Words; `template` is what the post-processor makes of a text, `state` what else is saved in
+    tokenizer.json."""
     tokenizer = Tokenizer(models.WordLevel(VOCAB, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["<s>", "</s>", "[CLS]"])
     if template is not None:
         special = [(token, VOCAB[token]) for token in template.split() if token != "$A"]
         tokenizer.post_processor = processors.TemplateProcessing(template, None, special)
-    if truncation is not None:
-        tokenizer.enable_truncation(truncation)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    content = json.loads(tokenizer.to_str()) | (state or {})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
     config = {"eos_token": "</s>", "bos_token": "<s>"} | config
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return HuggingFaceTokenizer(tokenizer_path=str(folder))
@@ -99,7 +100,13 @@ def test_bos_and_eos_of_one_id_both_stand_where_they_belong(tmp_path: Path) -> N
         ({"eos_token": None}, "auto", r"^tokenizer\.path: the tokenizer has no EOS, the label"),
         ({"bos_token": None}, "always", r"^data\.bos \(always\) needs a tokenizer with BOS\. Na"),
         ({"template": BERT}, "auto", r"^tokenizer\.path: the tokenizer adds the tokens \[5\] to"),
-        ({"truncation": 4}, "auto", r"^tokenizer\.path: the tokenizer cuts texts at its own le"),
+        ({"template": "<s> <s> $A"}, "auto", r"adds the tokens \[0, 0\] to each text, more than"),
+        ({"template": "</s> $A"}, "auto", r"adds the tokens \[1\] to each text, more than BOS and"),
+        (
+            {"template": LLAMA, "bos_token": None},
+            "never",
+            r"adds the tokens \[0\] .* or name them as",
+        ),
     ],
 )
 def test_a_tokenizer_that_cannot_frame_documents_is_an_error(
@@ -115,3 +122,97 @@ def test_a_token_id_that_the_tokenizer_has_not_is_bad(tmp_path: Path, token: int
     encoder = Encoder(make_tokenizer(tmp_path))
     with pytest.raises(BadDocumentError, match=rf"the token id {token}, but .* 0 to 5\. Name"):
         encoder.encode(np.array([ONE, token]))
+
+
+PADDING = {"direction": "Right", "pad_id": 4, "pad_type_id": 0, "pad_token": "a"}
+STATES: dict[str, tuple[dict[str, Any], str]] = {
+    "padded to a multiple": (
+        {"padding": PADDING | {"strategy": "BatchLongest", "pad_to_multiple_of": 8}},
+        r"^tokenizer\.path: the tokenizer fills up texts to its own length\. Set \"padding\"",
+    ),
+    "padded to the longest, which changes nothing by itself": (
+        {"padding": PADDING | {"strategy": "BatchLongest", "pad_to_multiple_of": None}},
+        r"^tokenizer\.path: the tokenizer fills up texts to its own length\. Set \"padding\"",
+    ),
+    "padded to a length": (
+        {"padding": PADDING | {"strategy": {"Fixed": 4}, "pad_to_multiple_of": None}},
+        r"^tokenizer\.path: the tokenizer fills up texts to its own length\. Set \"padding\"",
+    ),
+    "cut": (
+        {
+            "truncation": {
+                "direction": "Right",
+                "max_length": 4,
+                "strategy": "LongestFirst",
+                "stride": 0,
+            }
+        },
+        r"^tokenizer\.path: the tokenizer cuts texts at its own length\. Set \"truncation\"",
+    ),
+    "dropout": (
+        {"model": {"type": "BPE", "dropout": 0.1, "vocab": VOCAB, "merges": []}},
+        r"^tokenizer\.path: the tokenizer leaves out merges at random \(.*Set \"dropout\" of",
+    ),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("template", [None, BOTH])
+def test_a_saved_state_that_would_be_part_of_documents_is_an_error_with_its_own_remedy(
+    state: str, template: str | None, tmp_path: Path
+) -> None:
+    content, message = STATES[state]
+    tokenizer = make_tokenizer(tmp_path, template, state=content)
+    with pytest.raises(ValueError, match=message) as error:
+        Encoder(tokenizer)
+    assert "\n" not in str(error.value)
+
+
+def test_a_dropout_of_zero_is_none(tmp_path: Path) -> None:
+    model = {"type": "BPE", "dropout": 0.0, "vocab": VOCAB, "merges": []}
+    assert Encoder(make_tokenizer(tmp_path, state={"model": model})).encode("a").tolist() == [
+        4,
+        EOS,
+    ]
+
+
+DECODER = {"1": {"content": "</s>", "special": True}}
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens", "eos", "bos"),
+    [
+        ({"eos_token": None, "bos_token": None}, {"eos_token": "</s>"}, EOS, None),
+        ({"eos_token": None}, {"eos_token": {"content": "</s>", "lstrip": False}}, EOS, BOS),
+        ({"eos_token": "a"}, {"eos_token": "</s>", "bos_token": "[CLS]"}, EOS, 5),
+        ({"eos_token": "</s>", "added_tokens_decoder": DECODER}, {"eos_token": "a"}, EOS, BOS),
+        ({"eos_token": {"content": "</s>", "__type": "AddedToken"}}, {"pad_token": "a"}, EOS, BOS),
+        ({"eos_token": None}, {"eos_token": "two"}, TWO, BOS),
+        ({"eos_token": None}, {"eos_token": "<eos>"}, 6, BOS),
+    ],
+)
+def test_bos_and_eos_are_the_tokens_that_transformers_finds_in_the_folder(
+    config: dict[str, Any], tokens: dict[str, Any], eos: int, bos: int | None, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(tokens))
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    tokenizer = make_tokenizer(tmp_path, **config)
+    check_tokenizer(str(tmp_path))
+    encoder = Encoder(tokenizer)
+    assert (encoder.eos_id, encoder.bos_id) == (eos, bos)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.eos_token_id, theirs.bos_token_id) == (eos, bos)
+    text = "one two [CLS] <eos> a"
+    expected = theirs.encode(text, add_special_tokens=False)
+    assert encoder.tokenize(text).tolist() == expected
+
+
+@pytest.mark.parametrize("token", [5, [], {"lstrip": True}, ""])
+def test_a_name_of_no_token_is_an_error(token: Any, tmp_path: Path) -> None:
+    make_tokenizer(tmp_path, eos_token=None)
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": token}))
+    with pytest.raises(
+        ValueError, match=r"^tokenizer\.path: .* as eos_token, which is no token\. W"
+    ):
+        check_tokenizer(str(tmp_path))

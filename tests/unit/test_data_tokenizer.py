@@ -140,13 +140,15 @@ def test_an_interrupted_training_leaves_nothing_that_counts(
 def test_a_folder_that_torchtitan_cannot_use_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^tokenizer\.path \(.*none\) is not a folder\. Give a "):
         check_tokenizer(str(tmp_path / "none"))
-    with pytest.raises(ValueError, match=r"^tokenizer\.path \(.*\) has none of tokenizer\.json, "):
+    with pytest.raises(ValueError, match=r"^tokenizer\.path \(.*\) has no tokenizer\.json\. Give "):
         check_tokenizer(str(tmp_path))
     save_bpe_tokenizer(tmp_path / "good", ["some text"], vocab_size=260)
     check_tokenizer(str(tmp_path / "good"))
     assert resolve_tokenizer_path(str(tmp_path / "good")) == str(tmp_path / "good")
     (tmp_path / "good" / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"^tokenizer\.path .* names no eos_token.* Add"):
+    check_tokenizer(str(tmp_path / "good"))
+    (tmp_path / "good" / "special_tokens_map.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"^tokenizer\.path .* names an eos_token, .* Add"):
         check_tokenizer(str(tmp_path / "good"))
     (tmp_path / "good" / "tokenizer_config.json").write_text('{"eos_token":')
     with pytest.raises(
