@@ -60,6 +60,20 @@ def hold_stage(decoder: nn.Module, lm_head: nn.Module) -> Iterator[None]:
     lm_head.unshard()
 
 
+def forget_forward(model_parts: list[nn.Module]) -> None:
+    """After forward passes without a backward: FSDP2 begins the next pass anew.
+
+    The loss calls its unit, [norm, lm_head], by itself, and FSDP2 takes that for the beginning of a
+    pass that only a backward ends. The next forward would then start without ordering its gathers
+    behind the work before: if CUDA graphs capture it, they would be left out, which CUDA refuses.
+    TorchTitan alone has that too, on two ranks and more without accumulation, as it validates
+    after the first step and captures the second.
+    """
+    for part in model_parts:
+        if isinstance(part, FSDPModule):
+            part.reset_iter_state()
+
+
 def _set_last_backward(module: FSDPModule, is_last: bool) -> None:
     """Whether the next backward through `module` ends its step: reduces, reshards and waits."""
     module.set_is_last_backward(is_last)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torchtitan.components.validate import Validator
 
+from nitp.fsdp import forget_forward
 from nitp.loss import NITPLoss
 from nitp.pairs import PAIR_WEIGHT, pair_mask, shard_pair_weight
 
@@ -41,3 +42,5 @@ class NITPValidator(Validator):
         if isinstance(self.loss_fn, NITPLoss):
             self.loss_fn.sums.zero_()
         super().validate(model_parts, step)
+        if not self.parallel_dims.pp_enabled:
+            forget_forward(model_parts)

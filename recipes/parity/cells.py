@@ -117,6 +117,7 @@ SCHEDULE = "--parallelism.pipeline_parallel_schedule={}"
 ON_FIRST_STAGE, ON_LAST_STAGE = "--nitp.target_layer=0", "--nitp.target_layer=3"
 NO_VALIDATION = "--validation.enable=false"  # PyTorch cannot run ZBVZeroBubble forward only
 LONG = "--training.seq_len=512"  # CP needs blocks of 128 tokens on each rank
+TWICE = ["--training.global_batch_size=16"]  # two batches of four rows on two pipelines
 # The embedding's rows fall into uneven shards on two FSDP2 ranks, each half of 518 as well.
 TIED = ["--model.tie_embeddings", "--model.vocab_size=515"]
 TIED_HALVES = ["--model.tie_embeddings", "--model.vocab_size=518"]
@@ -198,9 +199,9 @@ PIPELINE = {
         slow=True,
     ),
     "pp_2_full_recomputation": Cell(2, [*PP_2_INTERLEAVED[1], RECOMPUTE.format("full")], slow=True),
-    "fsdp_2_pp_2_1f1b": Cell(4, PP_2[1], slow=True),
-    "fsdp_2_pp_2_zbv": Cell(4, PP_2_ZBV[1], validate=False, slow=True),
-    "hsdp_2x2_pp_2": Cell(8, [*PP_2[1], HSDP.format(2), BATCH.format(2)], slow=True),
+    "fsdp_2_pp_2_1f1b": Cell(4, PP_2[1], problem=TWICE, slow=True),
+    "fsdp_2_pp_2_zbv": Cell(4, PP_2_ZBV[1], problem=TWICE, validate=False, slow=True),
+    "hsdp_2x2_pp_2": Cell(8, [*PP_2[1], HSDP.format(2), BATCH.format(2)], problem=TWICE, slow=True),
     "tp_2_pp_2": Cell(4, [*PP_2[1], TP.format(2)], slow=True),
     "tp_2_pp_2_zbv": Cell(4, [*PP_2_ZBV[1], TP.format(2)], validate=False, slow=True),
     "cp_2_pp_2": Cell(4, [*PP_2_INTERLEAVED[1], CP.format(2)], slow=True),
@@ -229,9 +230,9 @@ EXPERTS = {
         4, [CP.format(2), EP.format(4), BATCH.format(2)], models=MOE, slow=True
     ),
     "tp_2_cp_2_ep_4": Cell(4, [*TP_2_CP_2[1], EP.format(4)], models=MOE, slow=True),
-    "fsdp_2_pp_2_ep_2": Cell(4, [*PP_2[1], EP.format(2)], models=MOE, slow=True),
+    "fsdp_2_pp_2_ep_2": Cell(4, [*PP_2[1], EP.format(2)], problem=TWICE, models=MOE, slow=True),
     "fsdp_2_pp_2_zbv_ep_2": Cell(
-        4, [*PP_2_ZBV[1], EP.format(2)], models=MOE, validate=False, slow=True
+        4, [*PP_2_ZBV[1], EP.format(2)], problem=TWICE, models=MOE, validate=False, slow=True
     ),
     "cp_2_pp_2_ep_2": Cell(4, [*PP_2[1], CP.format(2), EP.format(2)], models=MOE, slow=True),
 }

@@ -48,6 +48,7 @@ PACKAGES = {
     "recipes.export",
     "recipes.platform",
     "recipes.parity",
+    "recipes.gpu_check",
 }
 LOADS_WHEN_CALLED = {("recipes.config", "recipes.build")}
 """load_config is one of recipes.config, and needs torch: it imports what builds when it is called.

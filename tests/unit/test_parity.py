@@ -277,7 +277,7 @@ def test_a_run_that_the_deadline_ends_is_out_of_time_and_not_failed():
     """The first case ends at the deadline, the second is never begun, and neither takes 600 s."""
     runner = f"{__name__}:hang"
     cases = [Case(name, "train_configs/debug.toml", runner=runner) for name in ("hangs", "waits")]
-    failures = [outcome for _, outcome in run_cases(cases, deadline_s=time.time() + 30)]
+    failures = [outcome for _, outcome in run_cases(cases, deadline_s=time.time() + 20)]
     assert [failure.is_out_of_time for failure in failures] == [True, True]
     assert failures[0].error.startswith("no end within") and failures[1].error == "not begun"
 
