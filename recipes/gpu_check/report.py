@@ -99,4 +99,4 @@ def _run(command: list[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except OSError as error:
         return f"unknown ({error.strerror})"
-    return done.stdout.strip() or f"unknown ({done.stderr.strip().splitlines()[-1]})"
+    return done.stdout.strip() or f"unknown ({done.stderr.strip() or done.returncode})"

@@ -1,6 +1,7 @@
 """The debug recipes, started as users start them, and the export of what they trained."""
 
 import math
+import os
 import shlex
 import statistics
 import subprocess
@@ -109,7 +110,8 @@ def check_exports(runs: dict[str, Path], device: Device, folder: Path, limit_s: 
 def run_command(arguments: Sequence[str], device: Device, limit_s: float) -> tuple[int, str, float]:
     """(exit code, output, seconds) of this Python with `arguments`; 124 after `limit_s`."""
     started = time.monotonic()
-    environment = worker_environment(device) | {"PYTHONPATH": str(REPOSITORY)}
+    own = worker_environment(device) if device == "cpu" else os.environ
+    environment = {**own, "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen(
         [sys.executable, *arguments],
         cwd=REPOSITORY,

@@ -5,7 +5,7 @@ import os
 import runpy
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -271,6 +271,16 @@ def test_what_is_not_done_in_time_is_listed_as_not_run(monkeypatch, capsys):
 
 def hang(case, leg, folder, scratch):
     time.sleep(600)
+
+
+@pytest.mark.slow
+def test_ranks_can_be_started_afresh_where_they_cannot_be_forked(tmp_path):
+    overrides = ["--model.num_layers=1", "--nitp.target_layer=1", "--training.seq_len=64",
+                 "--training.global_batch_size=2", "--training.local_batch_size=1",
+                 "--validation.enable=false"]  # fmt: skip
+    case = Case("fresh", "train_configs/debug.toml", overrides, num_steps=1, legs=[(2, [])])
+    assert worker.run_case(asdict(case), tmp_path, "spawn", timeout_s=300) is None
+    assert len(torch.load(tmp_path / "fresh.pt")["metrics"]) == 1
 
 
 def test_a_run_that_the_deadline_ends_is_out_of_time_and_not_failed():
