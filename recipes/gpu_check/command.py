@@ -20,7 +20,7 @@ from recipes.parity.matrix import Outcome
 from recipes.parity.report import format_report, save_logs
 from recipes.parity.world import Device
 
-RECIPES_SHARE, EXPORT_SHARE, COST_SHARE = 0.3, 0.1, 0.3
+RECIPES_SHARE, EXPORT_SHARE, COST_SHARE = 0.4, 0.2, 0.3
 """Of the minutes: the most that these parts may take. The matrix has what they leave."""
 
 RANKS_ON_FEW_DEVICES = 4
@@ -52,6 +52,9 @@ def main(arguments: Sequence[str]) -> int:
         return _refuse("--device cuda: this machine has no CUDA device. Use --device cpu.")
     if not given.minutes > 0:
         return _refuse(f"--minutes ({given.minutes:g}) must be greater than 0.")
+    cells = given.cells or ("*" if given.device == "cuda" else CPU_CELLS)
+    if not select_cells(given.device, max_ranks=1, pattern=cells):
+        return _refuse(f"--cells {cells} fits no cell. Try 'fsdp_*', 'moe-*' or '*'.")
     output = given.output or Path("outputs/check_gpu", f"{datetime.now():%Y%m%d-%H%M%S}")
     if (output / "report.md").exists():
         return _refuse(f"--output ({output}) has a report. Name another folder.")
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     command = shlex.join(["python", "scripts/check_gpu.py", *arguments])
     sections: list[Section] = []
     deadline_s = started + 60 * given.minutes
-    for section in run_parts(given.device, num_devices, given.cells, started, deadline_s, output):
+    for section in run_parts(given.device, num_devices, cells, started, deadline_s, output):
         sections.append(section)
         write_logs(section, output)
         # After each part: the machine may be lent for minutes only.
@@ -76,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
 def run_parts(
     device: Device,
     num_devices: int,
-    cells: str | None,
+    cells: str,
     started: float,
     deadline_s: float,
     output: Path,
@@ -94,10 +97,9 @@ def run_parts(
 
 
 def check_parity(
-    device: Device, num_devices: int, cells: str | None, deadline_s: float, output: Path
+    device: Device, num_devices: int, pattern: str, deadline_s: float, output: Path
 ) -> Section:
     """The parity matrix, the most telling cells first, until the deadline."""
-    pattern = cells or ("*" if device == "cuda" else CPU_CELLS)
     max_ranks = max(num_devices, RANKS_ON_FEW_DEVICES)
     ranks_per_device = -(-max_ranks // num_devices)
     shares = f" --ranks-per-device {ranks_per_device}" if device == "cuda" else ""

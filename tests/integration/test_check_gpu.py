@@ -174,6 +174,7 @@ def test_a_report_says_what_failed_what_was_left_out_and_on_what(tmp_path):
     [
         (["--device=cuda"], "error: --device cuda: this machine has no CUDA device."),
         (["--device=cpu", "--minutes=0"], "error: --minutes (0) must be greater than 0."),
+        (["--device=cpu", "--cells=fdsp"], "error: --cells fdsp fits no cell."),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, arguments, message):
@@ -194,8 +195,8 @@ def test_a_failing_part_is_reported_and_does_not_stop_the_others(monkeypatch, tm
 
     monkeypatch.setattr(command, "check_recipes", fail)
     monkeypatch.setattr(command, "measure_cost", lambda *_: Section("cost", figures={"x": 1}))
-    monkeypatch.setattr(command, "select_cells", lambda *_: [])
-    assert command.main(["--device=cpu", f"--output={tmp_path}"]) == 1
+    arguments = ["--device=cpu", "--cells=cpu_offload", f"--output={tmp_path}"]
+    assert command.main(arguments) == 1
     titles = [s["title"] for s in json.loads((tmp_path / "report.json").read_text())["sections"]]
     assert titles[0] == "runs" and titles[-1] == "cost" and len(titles) == 4
     assert (tmp_path / "recipe-dense.log").read_text() == "text"
