@@ -36,6 +36,7 @@ def check_settings(settings: Settings) -> None:
         build_data(settings)
         _check_validation(settings)
         _check_nonfinite(settings)
+        _check_schedule(settings)
         _check_checkpoint(settings)
         if settings.values["model"]["name"] == "nitp":
             shape = build_shape(settings)
@@ -110,6 +111,17 @@ def _check_validation(settings: Settings) -> None:
             f"validation.enable (true) must be false with parallelism.pipeline_parallel_schedule "
             f'"{schedule}", which PyTorch cannot run forward only. Set it to false or choose '
             "another schedule."
+        )
+
+
+def _check_schedule(settings: Settings) -> None:
+    steps = settings.values["training"]["steps"]
+    total = settings.values["lr_scheduler"]["total_steps"]
+    if total is not None and steps > total:
+        raise ValueError(
+            f"training.steps ({steps}) must be at most lr_scheduler.total_steps ({total}): beyond "
+            "its end the schedule has no learning rate. Raise lr_scheduler.total_steps, or leave "
+            "it out."
         )
 
 

@@ -14,10 +14,14 @@ import tomli
 import tomli_w
 
 from recipes.config.fields import Option
+from recipes.config.idle import settle_idle
+from recipes.config.paths import PATHS, expand_path
 from recipes.config.schema import Schema, activation_checkpoint_options, load_schema
 from recipes.config.values import NONE, convert_value, describe_type, parse_text, show_value
 
 COMMAND_LINE = "command line"
+_COMMAND_LINE_RANK = 1_000_000
+"""Above that of any file."""
 
 
 class SettingsError(ValueError):
@@ -38,6 +42,9 @@ class Settings:
 class _Given(NamedTuple):
     value: Any
     where: str
+    rank: int
+    """How specific: a file more than those it extends, the command line more than any file, and
+    each of its arguments more than the one before."""
 
 
 def resolve_settings(path: str | None, overrides: Sequence[str]) -> Settings:
@@ -65,7 +72,13 @@ def resolve_settings(path: str | None, overrides: Sequence[str]) -> Settings:
                 )
             elif option.default is not MISSING:
                 values[table][key] = convert_value(option.default, option.type)
-    return Settings(values, {name: where for name, (_, where) in given.items()})
+    origin = {name: entry.where for name, entry in given.items()}
+    try:
+        settle_idle(values, {name: entry.rank for name, entry in given.items()}, schema)
+    except ValueError as error:
+        name, _, _ = str(error).partition(" ")
+        raise SettingsError(f"{origin[name]}: {error}") from None
+    return Settings(values, origin)
 
 
 def save_settings(settings: Settings, path: str | Path) -> None:
@@ -94,7 +107,7 @@ def _select_options(schema: Schema, given: dict[str, _Given]) -> Schema:
     table = "activation_checkpoint"
     mode = given[f"{table}.mode"].value if f"{table}.mode" in given else "none"
     in_mode = activation_checkpoint_options(mode)
-    for name, (_, where) in given.items():
+    for name, (_, where, _) in given.items():
         if name.startswith(f"{table}.") and name.removeprefix(f"{table}.") not in in_mode:
             raise SettingsError(
                 f"{where}: {name} is not an option of {table}.mode = {show_value(mode)}, "
@@ -125,25 +138,24 @@ def _load_file(path: str, schema: Schema, chain: tuple[str, ...]) -> dict[str, _
     path = os.path.normpath(path)
     if any(os.path.realpath(path) == os.path.realpath(seen) for seen in chain):
         raise SettingsError(f"{chain[-1]}: job.extends is a cycle: {' -> '.join((*chain, path))}.")
-    given: dict[str, _Given] = {}
+    values: dict[str, Any] = {}
     for table, entries in _load_toml(path, chain).items():
         _check_table(table, entries, schema, path)
         for key, value in entries.items():
             option = _find_option(table, key, schema, path)
-            given[f"{table}.{key}"] = _Given(
-                _check_option(table, option, value, schema, path), path
-            )
-    if "job.config_file" in given:
+            values[f"{table}.{key}"] = _check_option(table, option, value, schema, path)
+    if "job.config_file" in values:
         raise SettingsError(
             f"{path}: job.config_file belongs on the command line; in a file use job.extends."
         )
     inherited: dict[str, _Given] = {}
-    if "job.extends" in given:
-        bases = given.pop("job.extends").value or []
+    if "job.extends" in values:
+        bases = values.pop("job.extends") or []
         for base in [bases] if isinstance(bases, str) else bases:
             base_path = os.path.join(os.path.dirname(path), base)
             inherited = _merge(inherited, _load_file(base_path, schema, (*chain, path)))
-    return _merge(inherited, given)
+    rank = 1 + max((entry.rank for entry in inherited.values()), default=0)
+    return _merge(inherited, {name: _Given(value, path, rank) for name, value in values.items()})
 
 
 def _load_toml(path: str, chain: tuple[str, ...]) -> dict[str, Any]:
@@ -185,7 +197,8 @@ def _load_overrides(arguments: Sequence[str], schema: Schema) -> dict[str, _Give
             else:
                 raise SettingsError(f"{COMMAND_LINE}: --{name} needs a value.")
         value = _check_option(table, option, parse_text(text, option.type), schema, COMMAND_LINE)
-        given[name] = _Given(value, COMMAND_LINE)
+        rank = _COMMAND_LINE_RANK + len(arguments) - len(remaining)
+        given[name] = _Given(value, COMMAND_LINE, rank)
     if "job.extends" in given:
         raise SettingsError(
             f"{COMMAND_LINE}: job.extends belongs in a file; here use --job.config_file."
@@ -225,9 +238,20 @@ def _check_option(table: str, option: Option, value: Any, schema: Schema, where:
     except TypeError:
         expected = describe_type(option.type)
         raise SettingsError(f"{where}: {name} ({show_value(value)}) must be {expected}.") from None
+    if name in PATHS:
+        return _expand(name, value, where)
     if name in schema:
         return [_check_entry(name, entry, schema, where) for entry in value]
     return value
+
+
+def _expand(name: str, value: Any, where: str) -> Any:
+    if isinstance(value, list):
+        return [_expand(name, path, where) for path in value]
+    try:
+        return None if value is None else expand_path(value)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {name} ({show_value(value)}) {error}") from None
 
 
 def _check_entry(table: str, entry: dict[str, Any], schema: Schema, where: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Settings: what a run gets from defaults, files and command line, and how mistakes read."""
 
+import re
 import subprocess
 import sys
 import time
@@ -11,11 +12,13 @@ import pytest
 
 from recipes.config.help import format_help
 from recipes.config.parts import build_data, build_shape
+from recipes.config.paths import PATHS
 from recipes.config.rules import check_files, check_settings
 from recipes.config.schema import load_schema
 from recipes.config.settings import Settings, SettingsError, resolve_settings, save_settings
 from recipes.data.config import SourceConfig
 
+COMPILE = ["--compile.enable"]
 BASE = """
 [model]
 flavor = "debug"
@@ -127,9 +130,10 @@ def test_the_config_file_can_be_named_among_the_overrides() -> None:
         (["--nitp.enable", "false"], "nitp.enable", False),
         (["--job.dry_run", "--training.steps", "7"], "job.dry_run", True),
         (["--optimizer.betas", "0.9,0.99"], "optimizer.betas", [0.9, 0.99]),
-        (["--compile.components", '["model"]'], "compile.components", ["model"]),
-        (["--compile.components", "model, loss"], "compile.components", ["model", "loss"]),
-        (["--compile.components="], "compile.components", []),
+        ([*COMPILE, "--compile.components", '["model"]'], "compile.components", ["model"]),
+        ([*COMPILE, "--compile.components", "model, loss"], "compile.components",
+         ["model", "loss"]),
+        ([*COMPILE, "--compile.components="], "compile.components", []),
         (["--job.description", "a=b"], "job.description", "a=b"),
         (["--job.description", "[x]"], "job.description", "[x]"),
         (["--override.imports", '["a.b", ["c.d", {"k": 1}]]'], "override.imports",
@@ -137,7 +141,8 @@ def test_the_config_file_can_be_named_among_the_overrides() -> None:
         (["--data.sources", '[{path = "x"}]'], "data.sources", [asdict(SourceConfig(path="x"))]),
         (["--data.sources", '[{"path": "x"}]'], "data.sources", [asdict(SourceConfig(path="x"))]),
         (["--debug.seed", "none"], "debug.seed", None),
-        (["--parallelism.context_parallel_load_balancer", "none"],
+        (["--parallelism.context_parallel_degree=2",
+          "--parallelism.context_parallel_load_balancer", "none"],
          "parallelism.context_parallel_load_balancer", None),
         (["--nitp.projector", "none"], "nitp.projector", "none"),
         (["--training.steps", "7", "--training.steps", "8"], "training.steps", 8),
@@ -446,3 +451,48 @@ def test_resolving_and_checking_is_fast_and_imports_no_torch() -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
     assert seconds < 1.5
+
+
+# ------------------------------------------------------------------------------------------ paths
+
+PATH_OPTIONS = {
+    "job.dump_folder": "--job.dump_folder={}",
+    "tokenizer.path": "--tokenizer.path={}",
+    "data.sources.path": '--data.sources=[{{path = "{}"}}]',
+    "checkpoint.initial_load_path": "--checkpoint.initial_load_path={}",
+}
+
+
+def resolve_path(option: str, path: str) -> object:
+    arguments = ["--model.flavor=debug", "--checkpoint.enable", PATH_OPTIONS[option].format(path)]
+    values = resolve_settings(None, arguments).values
+    table, _, key = option.partition(".")
+    return values["data"]["sources"][0]["path"] if table == "data" else values[table][key]
+
+
+@pytest.mark.parametrize("option", PATH_OPTIONS)
+def test_home_and_environment_variables_are_expanded_in_every_path(monkeypatch, option):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    assert resolve_path(option, "~/run") == "/home/me/run"
+    assert resolve_path(option, "$SCRATCH/${SCRATCH}x") == "/scratch//scratchx"
+    assert resolve_path(option, "a~/b") == "a~/b"
+
+
+@pytest.mark.parametrize("option", PATH_OPTIONS)
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("$NOT_SET_AT_ALL/x", "names the environment variable NOT_SET_AT_ALL, which is not set."),
+        ("${NOT_SET}/x", "names the environment variable NOT_SET, which is not set."),
+        ("~nobody-of-that-name/x", "begins with ~nobody-of-that-name, which is no home directory."),
+    ],
+)
+def test_a_path_that_cannot_be_expanded_is_refused(option, path, message):
+    with pytest.raises(SettingsError, match=re.escape(f"{option} ") + ".*" + re.escape(message)):
+        resolve_path(option, path)
+
+
+def test_every_path_option_is_covered():
+    on_the_command_line_or_in_files = {"job.config_file", "job.extends"}
+    assert set(PATH_OPTIONS) | on_the_command_line_or_in_files == PATHS
