@@ -32,7 +32,7 @@ SMALL = [
     "--job.config_file=train_configs/debug.toml",
     "--model.num_layers=2", "--model.dim=32", "--model.num_heads=2", "--model.num_kv_heads=1",
     "--model.head_dim=16", "--model.ffn_dim=64", "--nitp.target_layer=1", "--training.seq_len=64",
-    "--validation.enable=false", "--metrics.log_freq=1", "--metrics.disable_color_printing",
+    "--validation.enable=false", "--metrics.log_freq=1",
     "--debug.enable_structured_logging=false", "--lr_scheduler.warmup_steps=2",
 ]  # fmt: skip
 """Overrides for steps of milliseconds."""

@@ -1,6 +1,8 @@
 """What a run shows of itself: NITP's and the data's figures, and one console line of its own."""
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torchtitan.distributed.utils import dist_sum_tensor
 from torchtitan.tools.logging import logger
-from torchtitan.tools.utils import device_type
+from torchtitan.tools.utils import NoColor, device_type
 
 from nitp.metrics import NITPMetricsProcessor
 from recipes.data.loader import PackedDataLoader
@@ -38,6 +40,8 @@ class RunMetricsProcessor(NITPMetricsProcessor):
 
     def __init__(self, config: Config, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
+        if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+            self.color = NoColor()  # escape codes are for terminals: https://no-color.org
         self.last_ntp_loss: float | None = None
         """`loss_metrics/ntp_loss` as last logged; None before the first logged step."""
         self._tags: dict[str, float] = {}

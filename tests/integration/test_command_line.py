@@ -22,7 +22,7 @@ DEBUG = "train_configs/debug.toml"
 SMALL = [
     "--model.num_layers=2", "--model.dim=32", "--model.num_heads=2", "--model.num_kv_heads=1",
     "--model.head_dim=16", "--model.ffn_dim=64", "--nitp.target_layer=1", "--training.seq_len=64",
-    "--validation.steps=1", "--metrics.log_freq=1", "--metrics.disable_color_printing",
+    "--validation.steps=1", "--metrics.log_freq=1",
 ]  # fmt: skip
 
 
@@ -193,6 +193,11 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         done = train("--job.config_file", config, "--export.enable=false", *extra)
         assert done.returncode == 0, done.stderr
     return {"first": first, "again": again, "resumed": resumed, "folder": folder}
+
+
+def test_a_log_that_is_no_terminal_has_no_escape_codes(runs):
+    text = (runs["folder"] / "log").read_text()
+    assert "step      4" in text and "\x1b" not in text
 
 
 def test_a_run_leaves_configuration_checkpoint_and_curves(runs):

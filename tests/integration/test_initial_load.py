@@ -141,7 +141,7 @@ def test_nitp_turns_on_and_off_across_full_checkpoints_by_permission(tmp_path):
             "--lr_scheduler.warmup_steps=1", "--lr_scheduler.total_steps=6",
             "--validation.enable=false", "--checkpoint.initial_load_model_only=false",
             "--checkpoint.allow_pickle",
-            "--metrics.log_freq=1", "--metrics.disable_color_printing", *extra,
+            "--metrics.log_freq=1", *extra,
         ]  # fmt: skip
         command = [sys.executable, "-m", "recipes.train", "--job.config_file", config, *options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,22 @@ def console(caplog) -> list[str]:
     """TorchTitan's lines and ours about a step."""
     lines = [record.getMessage() for record in caplog.records if record.name == "root"]
     return [line for line in lines if "step" in line]
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "no_color", "has_color"),
+    [(True, None, True), (True, "", True), (True, "1", False), (False, None, False)],
+)
+def test_color_is_for_terminals_and_no_color_turns_it_off(
+    monkeypatch, is_terminal, no_color, has_color
+):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color is not None:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    dims = ParallelDims.from_config(ParallelismConfig(), 1)
+    metrics: Any = RunMetricsProcessor.Config().build(parallel_dims=dims)
+    assert bool(metrics.color.red) == has_color
 
 
 def test_a_loss_that_is_not_attached_says_so():
