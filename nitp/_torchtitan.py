@@ -15,6 +15,9 @@ from torchtitan.components.loss import GradAccumulator
 # What the metrics processor logs through: a container whose list of loggers has no public name.
 from torchtitan.components.metrics import BaseLogger, LoggerContainer, TensorBoardLogger
 
+# Which rank logs: the first that has the loss.
+from torchtitan.components.metrics import _get_metrics_rank as get_metrics_rank
+
 # Shards a tensor's sequence as context parallelism shards the model's inputs.
 from torchtitan.distributed.context_parallel.api import cp_shard
 
@@ -31,6 +34,7 @@ __all__ = [
     "GradAccumulator",
     "cp_shard",
     "flush_tensorboard",
+    "get_metrics_rank",
     "replicated_weight_sharding",
     "resolve_fsdp_mesh",
 ]

@@ -44,11 +44,11 @@ from recipes.config.settings import Settings
 from recipes.data.config import DataConfig
 from recipes.data.encoder import Encoder
 from recipes.data.loader import PackedDataLoader
-from recipes.data.metrics import DataMetricsProcessor
 from recipes.data.tokenizer import resolve_tokenizer_path
 from recipes.models.decoder import build_model_spec
 from recipes.models.hf.reading import check_hf_folder
 from recipes.run.checkpoint import RunCheckpointManager
+from recipes.run.curves import CurvesMetricsProcessor
 from recipes.run.trainer import RunTrainer
 
 _ACTIVATION_CHECKPOINT = {
@@ -69,7 +69,7 @@ def build_config(settings: Settings) -> RunTrainer.Config:
     run_config = derive(
         convert_linears(config, settings.values["float8"]),
         RunTrainer.Config,
-        metrics=derive(config.metrics, DataMetricsProcessor.Config),
+        metrics=derive(config.metrics, CurvesMetricsProcessor.Config),
         checkpoint=derive(config.checkpoint, RunCheckpointManager.Config),
         on_nonfinite=settings.values["training"]["on_nonfinite"],
         settings=settings.values,
