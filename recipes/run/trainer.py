@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.distributed import ParallelDims
+from torchtitan.observability import structured_logger as sl
 from torchtitan.tools.logging import logger
 
 from nitp._torchtitan import flush_tensorboard
@@ -61,8 +62,8 @@ class RunTrainer(NITPTrainer):
         super().__init__(config)
         assert isinstance(self.metrics_processor, DataMetricsProcessor)
         self.metrics_processor.loader = self.dataloader
-        self.before_first_step: Callable[[], None] = lambda: None
-        """Called when the checkpoint, if there is one, is loaded."""
+        self.after_first_step: Callable[[], None] = lambda: None
+        """Called when the first step by this process is done, and nothing is saved yet."""
         self.stop_request = StopRequest()
         self.is_stopping = False
         """Whether the ranks have agreed to stop."""
@@ -79,6 +80,12 @@ class RunTrainer(NITPTrainer):
     def init_distributed(self) -> ParallelDims:
         dims = super().init_distributed()
         check_expert_ranks(dims)
+        # Not before: now rank 0 owns the directory.
+        sl.init_structured_logger(
+            source="training",
+            output_dir=self.config.dump_folder,
+            enable=self.config.debug.enable_structured_logging,
+        )
         if self.config.comm.mode == "default":
             check_ranks_agree(self.config.settings, self.config.dataloader.data)
         return dims
@@ -94,8 +101,6 @@ class RunTrainer(NITPTrainer):
         return super().should_continue_training() and not self.is_stopping
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
-        if self.num_steps_run == 0:
-            self.before_first_step()
         self._first_row, self._num_backward_passes = self.dataloader.num_rows, 0
         # A tensor for each stream: not at every step of data without end.
         start = self.dataloader.state_dict() if self.dataloader.has_end else None
@@ -111,6 +116,8 @@ class RunTrainer(NITPTrainer):
             self.optimizers.step()
             self.lr_schedulers.step()
         self.num_steps_run += 1
+        if self.num_steps_run == 1:
+            self.after_first_step()
         will_save = self.checkpointer.will_save(self.step, self.step == self.config.training.steps)
         if will_save or self._will_validate():
             self._judge(self._health.read())

@@ -33,6 +33,7 @@ TORCH_FREE = [
     "recipes/export/request.py",
     "recipes/models/shapes.py",
     "recipes/run/folder.py",
+    "recipes/run/lock.py",
 ]
 PACKAGES = {
     "nitp",

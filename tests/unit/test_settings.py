@@ -452,3 +452,12 @@ def test_resolving_and_checking_is_fast_and_imports_no_torch() -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
     assert seconds < 1.5
+
+
+@pytest.mark.parametrize("option", ["checkpoint.folder", "metrics.save_tb_folder", "export.folder"])
+@pytest.mark.parametrize("value", ["/scratch/shared", "../shared", "checkpoint/../../shared"])
+def test_folders_of_a_run_are_inside_its_directory(option, value):
+    """Two runs with a directory each would share, and delete from, one that neither owns."""
+    check(f"--{option}=..inside/it")
+    with pytest.raises(SettingsError, match=f"{option} .{value}. must be inside job.dump_folder"):
+        check(f"--{option}={value}")
