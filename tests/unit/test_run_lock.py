@@ -128,9 +128,8 @@ def test_of_jobs_that_start_at_once_exactly_one_gets_the_directory(tmp_path, num
 def test_the_lock_of_a_killed_process_is_taken_over_at_once_and_said(tmp_path, reap):
     job = owned(tmp_path / "run")
     job.kill(reap=reap)
-    began = time.monotonic()
     refusal, (said,) = Job(tmp_path / "run").answer()
-    assert refusal is None and time.monotonic() - began < 0.5
+    assert refusal is None
     assert said.startswith(f"Taking over {tmp_path / 'run' / LOCK_FILE}, of host ")
     assert f"process {job.process.pid}, since " in said and "that process has ended" in said
 
@@ -148,13 +147,19 @@ def start_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
-def time_to_take(folder: Path, **variables) -> float:
-    """Seconds until a job owns the folder that another has left."""
+def take(folder: Path, **variables) -> tuple[str, float]:
+    """Why a job took the folder that another has left, and after how many seconds."""
     began = time.monotonic()
     refusal, said = Job(folder, **variables).answer()
     assert refusal is None, refusal
-    assert said and said[-1].startswith("Taking over ")
-    return time.monotonic() - began
+    assert said[-1].startswith("Taking over ")
+    return said[-1].rpartition(": ")[2], time.monotonic() - began
+
+
+def assert_taken_for_silence(folder: Path, patience_s: float, **variables) -> None:
+    reason, waited_s = take(folder, **variables)
+    assert reason == f"it has not written for {patience_s:g} s."
+    assert waited_s >= patience_s
 
 
 def test_an_owner_on_another_host_is_refused_while_it_writes_and_taken_from_when_it_does_not(
@@ -162,13 +167,11 @@ def test_an_owner_on_another_host_is_refused_while_it_writes_and_taken_from_when
 ):
     job = owned(tmp_path / "run", host="node1")
     for _ in range(2):
-        began = time.monotonic()
         refusal, said = Job(tmp_path / "run", host="node2").answer()
         assert refusal is not None and "host node1" in refusal
-        assert time.monotonic() - began < 0.9, "the first sign is enough"
         assert len(said) == 1 and said[0].endswith("Waiting 1 s for a sign of it.")
     job.kill()
-    assert 1.0 <= time_to_take(tmp_path / "run", host="node2") < 2.0
+    assert_taken_for_silence(tmp_path / "run", 1.0, host="node2")
 
 
 def test_ten_jobs_of_other_hosts_that_wait_for_a_dead_owner_do_not_both_win(tmp_path):
@@ -183,11 +186,11 @@ def test_a_host_of_the_same_name_is_not_taken_for_the_same(tmp_path, machine):
     """Containers share names. A process id says nothing there."""
     owner = dead(tmp_path / "run")
     write(tmp_path / "run", owner | {"machine": machine})
-    assert time_to_take(tmp_path / "run") >= 1.0
+    assert_taken_for_silence(tmp_path / "run", 1.0)
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "least_s"),
+    ("theirs", "ours", "patience_s"),
     [
         ({"SLURM_JOB_ID": "7"}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, 0.0),
         # Two steps of one allocation, or torchrun's rank 0 on another node of it.
@@ -196,9 +199,13 @@ def test_a_host_of_the_same_name_is_not_taken_for_the_same(tmp_path, machine):
         ({"TORCHELASTIC_RUN_ID": "none"}, {"TORCHELASTIC_RUN_ID": "none"}, 1.0),
     ],
 )
-def test_how_long_an_owner_on_another_host_is_waited_for(tmp_path, theirs, ours, least_s):
+def test_how_long_an_owner_on_another_host_is_waited_for(tmp_path, theirs, ours, patience_s):
     dead(tmp_path / "run", host="node1", **theirs)
-    assert least_s <= time_to_take(tmp_path / "run", host="node2", **ours) < least_s + 0.45
+    if patience_s:
+        assert_taken_for_silence(tmp_path / "run", patience_s, host="node2", **ours)
+    else:
+        reason, _ = take(tmp_path / "run", host="node2", **ours)
+        assert reason == "SLURM has queued that job again since."
 
 
 def test_two_steps_of_one_slurm_allocation_do_not_take_from_each_other(tmp_path):
@@ -216,13 +223,13 @@ def test_no_clock_of_another_host_is_trusted(tmp_path, offset_s):
     for name in ("silent", "writes"):
         then = time.time() + offset_s
         os.utime(tmp_path / name / LOCK_FILE, (then, then))
-    assert 1.0 <= time_to_take(tmp_path / "silent", host="node2") < 2.0
+    assert_taken_for_silence(tmp_path / "silent", 1.0, host="node2")
     assert Job(tmp_path / "writes", host="node2").answer()[0] is not None
 
 
 def test_a_lock_without_a_name_is_that_of_a_process_killed_in_the_middle(tmp_path):
     (tmp_path / LOCK_FILE).touch()
-    assert time_to_take(tmp_path) >= 0.5
+    assert_taken_for_silence(tmp_path, 0.5)
 
 
 def test_a_process_killed_while_it_removed_a_lock_is_no_obstacle(tmp_path):
