@@ -14,9 +14,11 @@ test: lint
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow
 
-# Forty kills, then 82 bad inputs. The kills are kept: started again, it goes on where it ended.
+# Forty kills, twenty rounds of rivals on one directory, then 82 bad inputs. The kills are kept:
+# started again, it goes on where it ended.
 campaign: .venv/.installed
 	$(BIN)/python -m tests.campaign.kills --output outputs/campaign
+	$(BIN)/python -m tests.campaign.rivals --output "$$(mktemp -d)"
 	$(BIN)/python -m pytest tests/campaign/test_bad_inputs.py -m slow
 
 lint: .venv/.installed
