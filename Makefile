@@ -19,9 +19,11 @@ test-slow: .venv/.installed
 check-gpu: .venv/.installed
 	$(BIN)/python scripts/check_gpu.py --minutes $(MINUTES)
 
-# Forty kills, then 82 bad inputs. The kills are kept: started again, it goes on where it ended.
+# Forty kills, twenty rounds of rivals on one directory, then 82 bad inputs. The kills are kept:
+# started again, it goes on where it ended.
 campaign: .venv/.installed
 	$(BIN)/python -m tests.campaign.kills --output outputs/campaign
+	$(BIN)/python -m tests.campaign.rivals --output "$$(mktemp -d)"
 	$(BIN)/python -m pytest tests/campaign/test_bad_inputs.py -m slow
 
 lint: .venv/.installed

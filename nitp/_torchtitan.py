@@ -8,6 +8,8 @@ recipes/run/checkpoint.py   overrides steps of CheckpointManager, whose public m
                             between them: _load, _find_load_step, _save, _should_save,
                             _wait_for_saving, _purge_stale_checkpoints; and calls its
                             _create_checkpoint_id and _should_purge.
+recipes/run/tensorboard.py  overrides MetricsProcessor._build_metric_logger, which alone names the
+                            folder of the curves.
 recipes/platform/           without an accelerator only, and in part before torchtitan may be
                             imported: replaces torch._utils._get_available_device_type and both
                             _compiled_create_block_mask (TorchTitan's, and PyTorch's of
@@ -33,6 +35,9 @@ from torchtitan.components.loss import GradAccumulator
 # What the metrics processor logs through: a container whose list of loggers has no public name.
 from torchtitan.components.metrics import BaseLogger, LoggerContainer, TensorBoardLogger
 
+# Which rank logs: the first that has the loss.
+from torchtitan.components.metrics import _get_metrics_rank as get_metrics_rank
+
 # Shards a tensor's sequence as context parallelism shards the model's inputs.
 from torchtitan.distributed.context_parallel.api import cp_shard
 
@@ -50,6 +55,7 @@ __all__ = [
     "built_class",
     "cp_shard",
     "flush_tensorboard",
+    "get_metrics_rank",
     "replicated_weight_sharding",
     "resolve_fsdp_mesh",
 ]

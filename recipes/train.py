@@ -7,7 +7,7 @@ One process, or one per device under torchrun. Exit code 0 done, or stopped by a
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from recipes.command import (
     check_environment,
@@ -19,7 +19,8 @@ from recipes.config.help import format_help
 from recipes.config.rules import check_export, check_files, check_settings
 from recipes.config.schema import load_schema
 from recipes.config.settings import Settings, SettingsError, resolve_settings
-from recipes.run.folder import check_run_folder
+from recipes.run.folder import check_is_writable, check_run_folder
+from recipes.run.lock import RunLock
 
 USAGE = __doc__.splitlines()[0]
 
@@ -42,20 +43,32 @@ def main(arguments: Sequence[str]) -> int:
                 raise
             # The data may be on the cluster only: the rest of the configuration can be checked.
             print(f"not on this machine: {error}", file=sys.stderr)
-        changes = check_run_folder(settings)
+        if settings.values["job"]["dry_run"]:
+            return run(settings, check_run_folder(settings))
+        if os.environ.get("RANK", "0") != "0":
+            return run(settings)  # meets rank 0 when that owns the run directory
+        folder = settings.values["job"]["dump_folder"]
+        check_is_writable(folder)
+        with RunLock(folder) as lock:
+            return run(settings, check_run_folder(settings), lock.release)
     except ValueError as error:
         return report_error(error, 2)
-    return run(settings, changes)
+    except OSError as error:  # of the lock
+        return report_error(error, 1)
 
 
-def run(settings: Settings, changes: Sequence[str] = ()) -> int:
+def run(
+    settings: Settings,
+    changes: Sequence[str] = (),
+    release: Callable[[], None] = lambda: None,
+) -> int:
     """Build and train (or only summarise, for job.dry_run); the exit code.
 
-    changes: what differs from the run that the directory holds, to be reported.
+    changes: what differs from the run that the directory holds, to be reported. release: gives the
+    directory up, where this process must end without returning.
     """
     is_dry_run = settings.values["job"]["dry_run"]
     is_launched = "RANK" in os.environ
-    is_new = not os.path.exists(settings.values["job"]["dump_folder"])
     set_single_process_environment()
     try:
         from recipes.build import build_config
@@ -85,14 +98,15 @@ def run(settings: Settings, changes: Sequence[str] = ()) -> int:
     init_logging()
     for change in changes:
         logger.info(f"Changed since the run began: {change}")
-    with PeerWatch() as peers:
+    with PeerWatch(before_end=release) as peers:
         try:
-            is_over = run_job(config, is_new=is_new)
+            is_over = run_job(config)
             if is_over and settings.values["export"]["enable"] and os.environ["RANK"] == "0":
                 _export(settings)
         except Exception as error:
             if peers.claim_report():
                 print_error(error)
+            peers.give_way_to_rank_0()
             return 2 if isinstance(error, SettingsError) else 1
     return 0
 

@@ -4,9 +4,11 @@ Free of torch: what these refuse costs a second, not the start of a job.
 """
 
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipes.config.fields import read_keys
@@ -38,6 +40,7 @@ def check_settings(settings: Settings) -> None:
         _check_nonfinite(settings)
         _check_schedule(settings)
         _check_checkpoint(settings)
+        _check_folders(settings)
         if settings.values["model"]["name"] == "nitp":
             shape = build_shape(settings)
             if nitp.is_active:
@@ -155,6 +158,18 @@ def _check_checkpoint(settings: Settings) -> None:
             "checkpoint.initial_load_in_hf is true, and those have pickles in them, which run code "
             "of whoever wrote them. Set checkpoint.allow_pickle = true if you trust it."
         )
+
+
+def _check_folders(settings: Settings) -> None:
+    """A job owns its run directory, and no other folder."""
+    for option in ("checkpoint.folder", "metrics.save_tb_folder", "export.folder"):
+        table, _, key = option.partition(".")
+        path = Path(settings.values[table][key])
+        if path.is_absolute() or os.pardir in path.parts:
+            raise ValueError(
+                f"{option} ({path}) must be inside job.dump_folder, which belongs to one job at a "
+                "time. Give a relative path, or move job.dump_folder."
+            )
 
 
 # ------------------------------------------------------------------------ ranges

@@ -1,6 +1,7 @@
 """Checkpoints of a run: only complete ones are loaded, counted and kept."""
 
-import shutil
+import queue
+import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,16 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.tensor import DTensor
-from torchtitan.components.checkpointer.base import TRAIN_STATE
+from torchtitan.components.checkpointer.base import TRAIN_STATE, purge_thread
 from torchtitan.components.checkpointer.dcp import AsyncMode
+from torchtitan.config import derive
 from torchtitan.tools.filesystem import rmtree
 from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import device_module, device_type
 
 from nitp.checkpoint import NITPCheckpointManager
 from recipes.run.checkpoint_folder import RANDOM_STATE, find_fault, find_steps, find_superseded
+from recipes.run.lock import check_owner
 
 
 class RandomState(Stateful):
@@ -50,6 +53,8 @@ class RunCheckpointManager(NITPCheckpointManager):
     removed first, so that no old `.metadata` vouches for new files. Also saves the random state,
     which returns on the same number of ranks.
 
+    Nothing is saved or removed for a job that has lost the lock of its run directory.
+
     Raises ValueError, one line, for a checkpoint that cannot be loaded; OSError for one that cannot
     be saved.
     """
@@ -59,12 +64,21 @@ class RunCheckpointManager(NITPCheckpointManager):
         pass
 
     def __init__(self, config: Config, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
+        # Without TorchTitan's thread, which deletes without asking whose the folder is by then.
+        super().__init__(derive(config, type(config), keep_latest_k=0), **kwargs)
         self.saves_any_step = False
         """Set: `save` saves all states at any step, unless it is saved already."""
         self._complete: set[int] = set()
         self._deleted: set[int] = set()
         self._step = -1  # the last that was saved, maybe not to its end yet
+        self._run_folder: str = kwargs["base_folder"]
+        if self.enable and config.keep_latest_k > 0:
+            self.keep_latest_k = config.keep_latest_k
+            self.purge_queue: queue.Queue[str | None] = queue.Queue()
+            self.purge_thread = threading.Thread(
+                target=purge_thread, args=(self.purge_queue, self._remove), daemon=True
+            )
+            self.purge_thread.start()
         if self.enable:
             self.states[RANDOM_STATE] = RandomState()
 
@@ -155,8 +169,8 @@ class RunCheckpointManager(NITPCheckpointManager):
             return False
         self.maybe_wait_for_saving()
         # No other rank writes a file before rank 0 has taken part in DCP's plan.
-        if dist.get_rank() == 0 and self._path(curr_step).exists():
-            rmtree(self._path(curr_step))
+        if dist.get_rank() == 0:
+            self._remove(self._path(curr_step))
         try:
             is_saved = super()._save(curr_step, last_step)
         except CheckpointException as error:
@@ -205,11 +219,16 @@ class RunCheckpointManager(NITPCheckpointManager):
         """Leaves nothing of the failed save; the disk may be full."""
         path = self._path(step)
         if dist.get_rank() == 0:
-            shutil.rmtree(path, ignore_errors=True)
+            self._remove(path)
         return OSError(
             f"{path} cannot be saved: {_first(error)}. The last complete checkpoint is "
             f"{self.latest() or 'none'}."
         )
+
+    def _remove(self, path: str | Path) -> None:
+        """A folder that may not be there. Raises OSError if this job no longer owns its own."""
+        check_owner(self._run_folder)
+        rmtree(path)
 
     def _path(self, step: int) -> Path:
         return Path(self._create_checkpoint_id(step))

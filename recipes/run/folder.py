@@ -38,7 +38,7 @@ def check_run_folder(settings: Settings) -> list[str]:
     whose, or a difference makes this another run than the one in it.
     """
     folder = Path(settings.values["job"]["dump_folder"])
-    _check_is_writable(settings.values["job"]["dump_folder"])
+    check_is_writable(settings.values["job"]["dump_folder"])
     if not (folder / CONFIG_FILE).exists():
         checkpoint = settings.values["checkpoint"]
         if checkpoint["enable"] and any((folder / checkpoint["folder"]).glob("step-*")):
@@ -90,13 +90,19 @@ def _show(values: dict[str, Any], key: str) -> str:
     return show_value(values[key]) if key in values else "not set"
 
 
-def _check_is_writable(folder: str) -> None:
+def check_is_writable(folder: str) -> None:
+    """Raise SettingsError unless `folder` is a directory that can be written to, or created."""
     if "://" in folder:
         raise SettingsError(
             f"job.dump_folder ({folder}) must be a path of this machine. Mount the remote storage."
         )
     existing = Path(folder)
     while not existing.exists():
+        if existing.is_symlink():
+            raise SettingsError(
+                f"job.dump_folder ({folder}) is no folder: {existing} is a link to "
+                f"{existing.readlink()}, which does not exist. Create that, or name another."
+            )
         existing = existing.parent
     if not existing.is_dir():
         raise SettingsError(

@@ -2,12 +2,11 @@
 
 import logging
 import os
-import shutil
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torchtitan.observability import structured_logger as sl
 from torchtitan.tools.logging import init_logger, logger
 
 from recipes.data.unigram import unigram_cross_entropy
@@ -24,33 +23,47 @@ def init_logging() -> None:
         logger.setLevel(logging.WARNING)
 
 
-def run_job(config: RunTrainer.Config, *, is_new: bool) -> bool:
+def run_job(config: RunTrainer.Config) -> bool:
     """Train, save, and say where everything lies; whether the run has come to its end.
 
-    is_new: the run directory did not exist before; a job that fails before its first step leaves
-    none behind.
+    A job that fails before its first step is done leaves nothing that it wrote.
     """
-    sl.init_structured_logger(
-        source="training",
-        output_dir=config.dump_folder,
-        enable=config.debug.enable_structured_logging,
-    )
     trainer = None
+    new = [path for path in _log_paths(config) if not path.exists()]
     try:
         trainer = config.build()
         trainer.train()
         if torch.distributed.get_rank() == 0:
             _log_closing_lines(trainer)
     except Exception:
-        is_untrained = trainer is None or trainer.num_steps_run == 0
-        if is_new and is_untrained:  # on any rank: torchrun ends the others when one has ended
-            shutil.rmtree(config.dump_folder, ignore_errors=True)
+        if trainer is None or trainer.num_steps_run == 0:
+            _remove_logs(new)
         raise
     finally:
         if trainer is not None:
             trainer.close()
     torch.distributed.destroy_process_group()
     return trainer.step >= config.training.steps or trainer.is_out_of_data
+
+
+def _log_paths(config: RunTrainer.Config) -> list[Path]:
+    """What TorchTitan writes while it builds the trainer: two folders, and a file on rank 0."""
+    names = ["structured_logs", config.comm.save_traces_folder]
+    if config.debug.save_config_file is not None and os.environ["RANK"] == "0":
+        names.append(config.debug.save_config_file)
+    return [Path(config.dump_folder, name) for name in names]
+
+
+def _remove_logs(new: list[Path]) -> None:
+    """The structured log of this process and, of the paths that were not there when it began, the
+    files and the folders that are empty."""
+    for handler in logging.getLogger("torchtitan.structured_logger").handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.close()
+            Path(handler.baseFilename).unlink(missing_ok=True)
+    for path in new:
+        with suppress(OSError):  # not there, or not empty
+            path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _log_closing_lines(trainer: RunTrainer) -> None:

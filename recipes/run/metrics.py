@@ -15,9 +15,9 @@ from torchtitan.distributed.utils import dist_sum_tensor
 from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import NoColor, device_type
 
-from nitp.metrics import NITPMetricsProcessor
 from recipes.data.loader import PackedDataLoader
 from recipes.data.metrics import count_sources
+from recipes.run.tensorboard import CurvesMetricsProcessor
 
 
 class _Progress(NamedTuple):
@@ -28,14 +28,14 @@ class _Progress(NamedTuple):
     has_loss: bool
 
 
-class RunMetricsProcessor(NITPMetricsProcessor):
+class RunMetricsProcessor(CurvesMetricsProcessor):
     """NITP's metrics, those of `count_sources`, and a console line in place of TorchTitan's.
 
     The line has the loss on every rank, on stages of a pipeline before the last too.
     """
 
     @dataclass(kw_only=True, slots=True)
-    class Config(NITPMetricsProcessor.Config):
+    class Config(CurvesMetricsProcessor.Config):
         pass
 
     def __init__(self, config: Config, **kwargs: Any) -> None:

@@ -6,6 +6,9 @@ Works through the store at which the ranks met, with torchrun or without it.
 import os
 import sys
 import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 
@@ -22,10 +25,11 @@ class PeerWatch:
     """Within the context this process ends soon after another rank has failed.
 
     A rank blocked in a collective whose peer is gone cannot end by itself until the collective's
-    timeout, so a thread does it.
+    timeout, so a thread does it, and calls `before_end` first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before_end: Callable[[], None] = lambda: None) -> None:
+        self._before_end = before_end
         self._rank = int(os.environ["RANK"])
         self._has_peers = int(os.environ["WORLD_SIZE"]) > 1
         self._is_over = threading.Event()
@@ -56,6 +60,17 @@ class PeerWatch:
             self._say("rank 0 is gone")
             return False
 
+    def give_way_to_rank_0(self) -> None:
+        """What a rank that has failed does last. Rank 0 gives up the run directory, for which a
+        launcher that sees this rank gone would leave it no time."""
+        if self._rank == 0 or not dist.is_initialized():
+            return
+        deadline = time.monotonic() + _GRACE_S + 2 * _POLL_S
+        with suppress(RuntimeError):  # without torchrun the store is in the process of rank 0
+            store = _connect()
+            while time.monotonic() < deadline and store.check([_FAILED]):
+                time.sleep(_POLL_S / 10)
+
     def _watch(self) -> None:
         while not dist.is_initialized():
             if self._is_over.wait(_POLL_S):
@@ -70,6 +85,7 @@ class PeerWatch:
             reason = "rank 0 is gone"
         if not self._is_over.wait(_GRACE_S):
             self._say(reason)
+            self._before_end()
             os._exit(1)
 
     def _say(self, reason: str) -> None:

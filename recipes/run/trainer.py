@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.distributed import ParallelDims
+from torchtitan.observability import structured_logger as sl
 from torchtitan.tools.logging import logger
 
 from nitp._torchtitan import flush_tensorboard
@@ -24,6 +25,7 @@ from recipes.run.agreement import check_ranks_agree
 from recipes.run.checkpoint import RunCheckpointManager
 from recipes.run.folder import save_config
 from recipes.run.health import StepData, StepHealth, Verdict
+from recipes.run.lock import check_owner
 from recipes.run.metrics import RunMetricsProcessor
 from recipes.stop import StopRequest
 
@@ -86,6 +88,12 @@ class RunTrainer(NITPTrainer):
     def init_distributed(self) -> ParallelDims:
         dims = super().init_distributed()
         check_expert_ranks(dims)
+        # Not before: now rank 0 owns the directory.
+        sl.init_structured_logger(
+            source="training",
+            output_dir=self.config.dump_folder,
+            enable=self.config.debug.enable_structured_logging,
+        )
         if self.config.comm.mode == "default":
             check_ranks_agree(self.config.settings.values, self.config.dataloader.data)
         return dims
@@ -101,9 +109,6 @@ class RunTrainer(NITPTrainer):
         return super().should_continue_training() and not self.is_stopping
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
-        if self.num_steps_run == 0 and dist.get_rank() == 0:
-            # Not before: a run that cannot start leaves the one in its directory as it was.
-            save_config(self.config.settings)
         self._first_row, self._num_backward_passes = self.dataloader.num_rows, 0
         # A tensor for each stream: not at every step of data without end.
         start = self.dataloader.state_dict() if self.dataloader.has_end else None
@@ -119,12 +124,20 @@ class RunTrainer(NITPTrainer):
             self.optimizers.step()
             self.lr_schedulers.step()
         self.num_steps_run += 1
+        if self.num_steps_run == 1:
+            self._save_config()
         will_save = self.checkpointer.will_save(self.step, self.step == self.config.training.steps)
         if will_save or self._will_validate():
             self._judge(self._health.read())
         if will_save or self.is_stopping:
             # The curves of a run that is killed later must reach as far as its checkpoint.
             flush_tensorboard(self.metrics_processor.logger)
+
+    def _save_config(self) -> None:
+        """Not before a step is done: a run that cannot start leaves its directory as it was."""
+        if dist.get_rank() == 0:
+            check_owner(self.config.dump_folder)
+            save_config(self.config.settings)
 
     def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
         loss = super().forward_backward_step(**kwargs)

@@ -40,6 +40,7 @@ TORCH_FREE = [
     "recipes/export/request.py",
     "recipes/models/shapes.py",
     "recipes/run/folder.py",
+    "recipes/run/lock.py",
 ]
 PACKAGES = {
     "nitp",
@@ -198,6 +199,7 @@ ELSEWHERE = {
         "_dispatch_token_exchange",
         "_combine_token_exchange",
     },
+    "recipes/run/tensorboard.py": {"_build_metric_logger"},
     "recipes/run/checkpoint.py": {
         "_load",
         "_find_load_step",

@@ -10,10 +10,11 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.components import metrics
 from torchtitan.components.checkpointer import CheckpointManager
-from torchtitan.components.checkpointer.base import BaseCheckpointManager
+from torchtitan.components.checkpointer.base import BaseCheckpointManager, purge_thread
 from torchtitan.trainer import Trainer
 
 from recipes.run.checkpoint import RunCheckpointManager
+from recipes.run.tensorboard import CurvesMetricsProcessor
 from recipes.run.trainer import RunTrainer
 
 
@@ -94,6 +95,21 @@ def test_metadata_tells_the_extent_of_every_file(tmp_path):
     (entry,) = FileSystemReader(tmp_path).read_metadata().storage_data.values()
     assert entry.offset + entry.length <= Path(tmp_path, entry.relative_path).stat().st_size
     assert isinstance(CheckpointException("", {0: (ValueError("x"), None)}).failures[0], tuple)
+
+
+def test_the_curves_are_named_where_they_can_be_named_otherwise():
+    assert parameters(metrics._get_metrics_rank) == ["parallel_dims", "pp_schedule"]
+    build = inspect.signature(metrics.MetricsProcessor._build_metric_logger).parameters
+    own = inspect.signature(CurvesMetricsProcessor._build_metric_logger).parameters
+    assert own.keys() - {"kwargs"} <= build.keys()
+    assert all(own[name].default == build[name].default for name in own.keys() - {"kwargs"})
+    assert parameters(metrics.TensorBoardLogger.__init__) == ["self", "log_dir", "tag"]
+
+
+def test_old_checkpoints_are_deleted_by_a_function_that_is_given():
+    assert parameters(purge_thread) == ["purge_queue", "remove_path"]
+    source = inspect.getsource(CheckpointManager.__init__)
+    assert in_order(source, "if self.keep_latest_k > 0:", "self.purge_thread.start()")
 
 
 def test_tensorboard_can_be_flushed_through_torchtitans_loggers():

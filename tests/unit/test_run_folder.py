@@ -96,6 +96,9 @@ def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(SettingsError, match="is no folder: .*file is a file"):
             check_run_folder(settings(folder))
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SettingsError, match="dangling is a link to .*nowhere, which"):
+        check_run_folder(settings(tmp_path / "dangling"))
     with pytest.raises(SettingsError, match=r"job.dump_folder \(s3://bucket/run\) must be a path"):
         check_run_folder(settings("s3://bucket/run"))
 

@@ -496,3 +496,13 @@ def test_a_path_that_cannot_be_expanded_is_refused(option, path, message):
 def test_every_path_option_is_covered():
     on_the_command_line_or_in_files = {"job.config_file", "job.extends"}
     assert set(PATH_OPTIONS) | on_the_command_line_or_in_files == PATHS
+
+
+@pytest.mark.parametrize("option", ["checkpoint.folder", "metrics.save_tb_folder", "export.folder"])
+@pytest.mark.parametrize("value", ["/scratch/shared", "../shared", "checkpoint/../../shared"])
+def test_folders_of_a_run_are_inside_its_directory(option, value):
+    """Two runs with a directory each would share, and delete from, one that neither owns."""
+    enable = [] if option.startswith("metrics") else [f"--{option.partition('.')[0]}.enable"]
+    check(*enable, f"--{option}=..inside/it")
+    with pytest.raises(SettingsError, match=f"{option} .{value}. must be inside job.dump_folder"):
+        check(*enable, f"--{option}={value}")

@@ -1,0 +1,93 @@
+"""Where the curves of a start go: a folder of their own, from the first value on."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.utils.tensorboard import SummaryWriter
+from torchtitan.components.metrics import (
+    BaseLogger,
+    LoggerContainer,
+    MetricsProcessor,
+    TensorBoardLogger,
+)
+from torchtitan.distributed import ParallelDims
+
+from nitp._torchtitan import get_metrics_rank
+from nitp.metrics import NITPMetricsProcessor
+
+_MAX_QUEUE = 1000
+"""Values kept in memory, as in TorchTitan's logger."""
+
+
+class CurvesLogger(TensorBoardLogger):
+    """TorchTitan's, but its folder comes with the first value: a start that fails before leaves no
+    empty curves."""
+
+    def __init__(self, folder: Path, tag: str | None) -> None:
+        self.folder, self.tag = folder, tag
+
+    @cached_property
+    def writer(self) -> SummaryWriter:
+        return SummaryWriter(str(self.folder), max_queue=_MAX_QUEUE)
+
+    def close(self) -> None:
+        if "writer" in self.__dict__:
+            super().close()
+
+
+class CurvesMetricsProcessor(NITPMetricsProcessor):
+    """Names the folder of the curves by the second, and as nothing else is named.
+
+    TorchTitan names it by the minute, and a run that is killed and starts again within one would
+    have two values at the steps that it trains twice.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(NITPMetricsProcessor.Config):
+        pass
+
+    def _build_metric_logger(
+        self,
+        *,
+        config: MetricsProcessor.Config,
+        parallel_dims: ParallelDims,
+        dump_folder: str,
+        pp_schedule: str,
+        tag: str | None = None,
+        **kwargs: Any,
+    ) -> BaseLogger:
+        others = super()._build_metric_logger(
+            config=replace(config, enable_tensorboard=False),
+            parallel_dims=parallel_dims,
+            dump_folder=dump_folder,
+            pp_schedule=pp_schedule,
+            tag=tag,
+            **kwargs,
+        )
+        if not config.enable_tensorboard:
+            return others
+        folder, rank = find_free_folder(Path(dump_folder, config.save_tb_folder)), dist.get_rank()
+        if config.save_for_all_ranks:
+            folders = [folder]
+            dist.broadcast_object_list(folders)
+            folder = folders[0] / f"rank_{rank}"
+        elif rank != get_metrics_rank(parallel_dims=parallel_dims, pp_schedule=pp_schedule):
+            return others
+        loggers = LoggerContainer()
+        loggers.add_logger(others)
+        loggers.add_logger(CurvesLogger(folder, tag))
+        return loggers
+
+
+def find_free_folder(folder: Path) -> Path:
+    """A name in `folder`, by the time of day, that nothing has: clocks are also set back."""
+    name = datetime.now().strftime("%Y%m%d-%H%M%S")
+    free, count = folder / name, 1
+    while free.exists():
+        count += 1
+        free = folder / f"{name}-{count}"
+    return free
