@@ -147,12 +147,14 @@ def _figures(losses: reference.Losses, params: reference.Params, nitp: NITPConfi
 
 
 def _assert_logged(metrics: dict[str, float], expected: dict[str, float]) -> None:
-    """Exactly these figures. 1e-5: float32 rounding of a three-layer network against float64; most
-    are nearer. 1e-7 absolute: the cosine, and KL between two nearly uniform distributions, are
-    small sums of terms that cancel."""
+    """Exactly these figures. 1e-6 for means over tokens, 1e-5 for gradient norms and their ratio:
+    float32 rounding of a three-layer network against float64. 1e-7 absolute: the cosine, and KL
+    between two nearly uniform distributions, are small sums of terms that cancel."""
     logged = {name: value for name, value in metrics.items() if not name.startswith(UNCHECKED)}
     assert logged.keys() == expected.keys()
-    assert logged == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    for name, value in expected.items():
+        rel = 1e-5 if "grad" in name else 1e-6
+        assert logged[name] == pytest.approx(value, rel=rel, abs=1e-7), name
 
 
 @pytest.mark.parametrize("name", [*SHAPES, *VARIANTS])
