@@ -1,9 +1,11 @@
 """The paper's equations once more, independent of the product: float64, plain loops, one document
-at a time. No masks, no packing, no chunks, no ranks: what those must not change.
+at a time. No masks, no packing, no chunks, no ranks: what those must not change. Every figure that
+a step or a validation logs, and the step itself.
 
 `params` maps TorchTitan's parameter names to float64 leaves.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,40 +19,114 @@ Document = tuple[list[int], list[int]]  # (inputs, labels)
 
 @dataclass
 class Losses:
+    """Of a global batch given as its documents."""
+
     total: torch.Tensor
     ntp: torch.Tensor
     nitp: torch.Tensor
+    """0 where no position has a pair."""
+
+    cosine: torch.Tensor
+    """Mean over the pairs, whatever the loss is."""
+
+    num_labels: int
+    num_pairs: int
+    valid_fraction: float
+    """Of all positions, those that take part in NITP."""
+
+    ntp_inputs: list[torch.Tensor]
+    nitp_inputs: list[torch.Tensor]
+    """Outputs of the decoder that each term reads, of every document."""
+
+    def grad_ratio(self, weight: float) -> float:
+        """Norm of lambda dL_NITP over that of dL_NTP, both at the decoder's outputs."""
+        options = {"retain_graph": True, "materialize_grads": True}
+        ntp = torch.autograd.grad(self.ntp, self.ntp_inputs, **options)
+        nitp = torch.autograd.grad(self.nitp, self.nitp_inputs, **options)
+        return weight * norm(nitp) / norm(ntp)
 
 
 def losses(
     params: Params, documents: list[Document], shape: DecoderShape, nitp: NITPConfig
 ) -> Losses:
-    """L_total, L_NTP and L_NITP of a global batch given as its documents."""
+    """L_total, L_NTP, L_NITP and what is counted on the way."""
     nll, num_labels = torch.zeros((), dtype=torch.float64), 0
-    distance, num_pairs = torch.zeros((), dtype=torch.float64), 0
+    distances, cosines = [], []
+    num_valid = num_positions = 0
+    ntp_inputs, nitp_inputs = [], []
     for inputs, labels in documents:
         stream = residual_stream(params, torch.tensor(inputs), shape)
-        z = stream[nitp.target_layer]
+        # Copies: of one tensor that is both, each side has a gradient of its own.
+        z = stream[nitp.target_layer].clone()
         if nitp.stop_gradient:
             z = z.detach()
         h = rms_norm(stream[-1], params["norm.weight"], shape.norm_eps)
         logits = h @ params["lm_head.weight"].T
-        source = h if nitp.hidden == "post_norm" else stream[-1]
+        source = h if nitp.hidden == "post_norm" else stream[-1].clone()
+        ntp_inputs.append(h)
+        nitp_inputs += [source] if nitp.stop_gradient else [source, z]
+        num_positions += len(inputs)
         labelled = [t for t in range(len(inputs)) if labels[t] != -100]
         for t in labelled:
             nll = nll - logits[t].log_softmax(-1)[labels[t]]
             num_labels += 1
             if nitp.loss == "token_cosine":
+                num_valid += 1
                 for other in labelled:
                     if other != t:
-                        distance = distance + 1 - cosine_distance(source[t], source[other])
-                        num_pairs += 1
+                        cosines.append(1 - cosine_distance(source[t], source[other]))
+                        distances.append(cosines[-1])
             elif t + nitp.shift < len(inputs):
+                num_valid += 1
                 prediction = source[t] if nitp.projector == "none" else project(params, source[t])
-                distance = distance + DISTANCES[nitp.loss](prediction, z[t + nitp.shift])
-                num_pairs += 1
-    ntp, nitp_loss = nll / num_labels, distance / num_pairs
-    return Losses(ntp + nitp.weight * nitp_loss, ntp, nitp_loss)
+                distances.append(DISTANCES[nitp.loss](prediction, z[t + nitp.shift]))
+                cosines.append(1 - cosine_distance(prediction, z[t + nitp.shift]))
+    ntp, num_pairs = nll / num_labels, len(distances)
+    nitp_loss, cosine = sum(distances) / num_pairs, sum(cosines) / num_pairs
+    return Losses(
+        total=ntp + nitp.weight * nitp_loss, ntp=ntp, nitp=nitp_loss, cosine=cosine,
+        num_labels=num_labels, num_pairs=num_pairs, valid_fraction=num_valid / num_positions,
+        ntp_inputs=ntp_inputs, nitp_inputs=nitp_inputs,
+    )  # fmt: skip
+
+
+def norm(tensors: Iterable[torch.Tensor]) -> float:
+    """Of all of them as one vector."""
+    return sum(float((tensor**2).sum()) for tensor in tensors) ** 0.5
+
+
+@dataclass
+class AdamW:
+    """Decoupled weight decay (Loshchilov and Hutter), after clipping by the global norm."""
+
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    max_norm: float
+    num_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.first: Params = {}
+        self.second: Params = {}
+
+    def clip(self, grads: Params) -> Params:
+        scale = min(1.0, self.max_norm / norm(grads.values()))
+        return {name: grad * scale for name, grad in grads.items()}
+
+    def step(self, params: Params, grads: Params, lr: float) -> Params:
+        """The parameters after a step, as new leaves."""
+        self.num_steps += 1
+        grads, updated = self.clip(grads), {}
+        for name, grad in grads.items():
+            first = self.first.get(name, torch.zeros_like(grad))
+            second = self.second.get(name, torch.zeros_like(grad))
+            self.first[name] = self.betas[0] * first + (1 - self.betas[0]) * grad
+            self.second[name] = self.betas[1] * second + (1 - self.betas[1]) * grad**2
+            mean = self.first[name] / (1 - self.betas[0] ** self.num_steps)
+            square = self.second[name] / (1 - self.betas[1] ** self.num_steps)
+            decayed = params[name].detach() * (1 - lr * self.weight_decay)
+            updated[name] = (decayed - lr * mean / (square**0.5 + self.eps)).requires_grad_()
+        return updated
 
 
 def cosine_distance(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor:

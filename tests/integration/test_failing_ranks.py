@@ -15,7 +15,7 @@ RUN = [*SMALL, "--lr_scheduler.total_steps=8", "--checkpoint.interval=2"]
 
 
 def fail_at_step_2(how: str, rank: int) -> None:
-    """Rank 1 fails in its data; rank 0 is in a collective, or busy with something else."""
+    """Rank 1 fails in its data; rank 0 is in a collective, or busy for longer than anyone waits."""
     iterate = PackedDataLoader.__iter__
 
     def interrupted(self):
@@ -23,7 +23,7 @@ def fail_at_step_2(how: str, rank: int) -> None:
             if index == 2 and rank == 1:
                 raise ValueError("data/shard.jsonl:7 is not valid JSON. Remove the line.")
             if index == 2 and how == "busy":
-                time.sleep(120)
+                time.sleep(600)
             yield batch
 
     PackedDataLoader.__iter__ = interrupted
@@ -36,10 +36,7 @@ def test_one_rank_that_fails_is_reported_once_and_ends_the_others(tmp_path, how)
         [*RUN, f"--job.dump_folder={folder}", "--training.steps=8"], tmp_path / "log", 2,
         before=functools.partial(fail_at_step_2, how),
     )  # fmt: skip
-    assert ranks[1].wait() == 1
-    started = time.monotonic()
-    assert ranks[0].wait() == 1
-    assert time.monotonic() - started < 12
+    assert wait(ranks) == [1, 1]
     assert all_errors(ranks) == ["error: data/shard.jsonl:7 is not valid JSON. Remove the line."]
     assert not any("Traceback" in rank.text() for rank in ranks)
 
@@ -50,9 +47,7 @@ def test_a_rank_that_is_killed_ends_the_others(tmp_path):
     ranks = start(arguments, tmp_path / "log", 2)
     ranks[0].wait_for("step      2")
     ranks[1].send(signal.SIGKILL)
-    started = time.monotonic()
     assert wait(ranks) == [1, -signal.SIGKILL]
-    assert time.monotonic() - started < 12
 
 
 def go_to(folder: Path, rank: int) -> None:

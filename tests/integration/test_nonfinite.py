@@ -24,13 +24,13 @@ NAN, INF = float("nan"), float("inf")
 SLOW = pytest.mark.slow
 
 
-def plant(value: float, where: str, step: int, bad_ranks: list[int], rank: int) -> None:
-    """Spoil the loss, or one number of one gradient, of some ranks at one step."""
+def plant(value: float, where: str, steps: list[int], bad_ranks: list[int], rank: int) -> None:
+    """Spoil the loss, or one number of one gradient, of some ranks at some steps."""
     backward = RunTrainer._forward_backward_body
 
     def spoil(self: RunTrainer, *arguments):
         loss = backward(self, *arguments)
-        if self.step != step or rank not in bad_ranks:
+        if self.step not in steps or rank not in bad_ranks:
             return loss
         print("given", *self.dataloader.recent_documents(1)[0], sep=" | ")
         if where == "loss":
@@ -60,7 +60,7 @@ def test_a_number_that_is_not_finite_stops_the_run_and_names_the_place(
         [*RUN, f"--job.dump_folder={folder}", "--training.steps=8",
          f"--metrics.log_freq={log_freq}"],
         tmp_path / "log", 2,
-        before=functools.partial(plant, value, where, step, bad_ranks),
+        before=functools.partial(plant, value, where, [step], bad_ranks),
     )  # fmt: skip
     assert wait(ranks) == [1, 1]
     (error,) = all_errors(ranks)
@@ -79,31 +79,38 @@ def test_a_number_that_is_not_finite_stops_the_run_and_names_the_place(
 
 @pytest.mark.parametrize(
     ("value", "where", "log_freq"),
-    [pytest.param(NAN, "loss", 1, marks=SLOW), (NAN, "gradient", 5)],
+    [pytest.param(NAN, "loss", 1, marks=SLOW), (NAN, "gradient", 3)],
 )
 def test_skipping_leaves_parameters_and_moments_as_they_were(tmp_path, value, where, log_freq):
+    """Steps 3 and 4; step 3 is logged, so that its update is skipped elsewhere. The learning rate
+    warms up over six steps whatever becomes of them."""
     folder = tmp_path / "run"
     ranks = run(
-        [*RUN, f"--job.dump_folder={folder}", "--training.steps=4", "--checkpoint.interval=1",
+        [*RUN, f"--job.dump_folder={folder}", "--training.steps=5", "--checkpoint.interval=1",
          "--checkpoint.keep_latest_k=0", "--training.on_nonfinite=skip",
-         f"--metrics.log_freq={log_freq}"],
-        tmp_path / "log", 2, functools.partial(plant, value, where, 3, [1]),
+         "--lr_scheduler.warmup_steps=6", f"--metrics.log_freq={log_freq}"],
+        tmp_path / "log", 2, functools.partial(plant, value, where, [3, 4], [1]),
     )  # fmt: skip
     text = ranks[0].text()
     assert f"The {where} of step 3 is not finite (ranks 1; rows 16 to 23" in text
-    assert "update skipped, 1 so far" in text
-    states = [load_state(folder / "checkpoint" / f"step-{step}") for step in (2, 3, 4)]
+    assert "update skipped, 1 so far" in text and "update skipped, 2 so far" in text
+    states = {n: load_state(folder / "checkpoint" / f"step-{n}") for n in (2, 3, 4, 5)}
+    learning_rates = [name for name in states[2] if name.endswith(".lr")]
+    assert learning_rates
+    for step, state in states.items():
+        # Saved with a step: the learning rate of the next one.
+        expected = dict.fromkeys(learning_rates, 1e-3 * (step + 1) / 6)
+        assert {name: state.pop(name) for name in learning_rates} == pytest.approx(expected)
     own = ("train_state", "dataloader", "lr_scheduler", "random_state")
-    before, skipped, after = ({k: v for k, v in s.items() if not k.startswith(own)} for s in states)
-    lr = [name for name in before if name.endswith(".lr")]  # the schedule goes by the step
-    assert lr
-    for name in lr:
-        assert before.pop(name) == skipped.pop(name) == 1e-3
-    assert_equal_states(before, skipped)
+    before, *skipped, after = (
+        {k: v for k, v in s.items() if not k.startswith(own)} for s in states.values()
+    )
+    for state in skipped:
+        assert_equal_states(before, state)
     changed = [k for k in after.keys() & before.keys() if k.endswith("weight")]
     assert not any(torch.equal(before[k], after[k]) for k in changed if "state" not in k)
-    assert [s["train_state.num_skipped_steps"] for s in states] == [0, 1, 1]
-    assert read_curves(folder)["training/skipped_steps"] == {3: 1.0}
+    assert [s["train_state.num_skipped_steps"] for s in states.values()] == [0, 1, 2, 2]
+    assert read_curves(folder)["training/skipped_steps"] == {3: 1.0, 4: 2.0}
 
 
 def plant_in_a_stage(step: int, bad_rank: int, rank: int) -> None:

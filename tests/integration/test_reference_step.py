@@ -1,24 +1,34 @@
-"""One real training step, through the data loader, equals the paper's equations in float64."""
+"""Real training steps and validation, through the data loader, equal the paper's equations in
+float64: every figure that is logged and every gradient."""
 
-import json
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from nitp.config import NITPConfig
 from recipes.models.shapes import DecoderShape
-from recipes.parity.world import Case, Result, relative_difference, run_world
+from recipes.parity.world import Case, Result, relative_difference, run_cases
 from tests import reference
+from tests.reference_corpus import SEQ_LEN, VOCAB_SIZE, Corpus, mask_prompts, split
 
 DENSE = DecoderShape(
-    vocab_size=8192, dim=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, ffn_dim=48
+    vocab_size=VOCAB_SIZE, dim=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, ffn_dim=48
 )  # fmt: skip
 MOE = DecoderShape(
-    vocab_size=8192, dim=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, ffn_dim=48,
-    num_dense_layers=1, num_experts=8, num_shared_experts=1, top_k=2, expert_dim=16,
+    vocab_size=VOCAB_SIZE, dim=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
+    ffn_dim=48, num_dense_layers=1, num_experts=8, num_shared_experts=1, top_k=2, expert_dim=16,
 )  # fmt: skip
 SHAPES = {"dense": DENSE, "moe": MOE}
 NITP = {"target_layer": 1, "weight": 0.7}
+BATCH = 4
+# Less than half of the gradient norm of any case: every step clips.
+ADAMW = {"betas": (0.9, 0.95), "eps": 1e-3, "weight_decay": 0.1, "max_norm": 0.3}
+UNCHECKED = ("throughput", "tflops", "mfu", "time_metrics/", "memory/", "validation_metrics/t",
+             "validation_metrics/m")  # fmt: skip
+"""What depends on clock and machine."""
+VALIDATION_STEPS = 2
+LEARNING_RATES = [5e-3, 1e-2, 1e-2, 5e-3]
 # Every row of the ablation tables that changes the objective.
 VARIANTS = {
     "embedding": {"target_layer": 0},
@@ -40,77 +50,170 @@ VARIANTS = {
 }
 
 
-def _case(name: str, shape: DecoderShape, corpus: str, options: dict, *extra: str) -> Case:
+def _case(name: str, shape: DecoderShape, corpus: Corpus, options: dict, *extra: str) -> Case:
     """A step of two accumulated batches of packed short documents."""
     shape_options = {field: getattr(shape, field) for field in shape.__slots__}
     overrides = [
         *(f"--model.{key}={value}" for key, value in shape_options.items()),
         *(f"--nitp.{key}={value}" for key, value in options.items()),
-        f"--data.sources=[{{path = '{corpus}'}}]",
-        "--data.num_streams=4",
-        "--data.validation_fraction=0",
+        *corpus.overrides,
         "--validation.enable=false",
-        "--training.seq_len=32",
         "--training.local_batch_size=2",
-        "--training.global_batch_size=4",
+        f"--training.global_batch_size={BATCH}",
+        f"--training.max_norm={ADAMW['max_norm']}",
         *extra,
     ]
     config = f"train_configs/debug{'_moe' if shape.is_moe else ''}.toml"
     return Case(name, config, overrides, num_steps=1)
 
 
+def _run_case(num_ranks: int, corpus: Corpus) -> Case:
+    """Four steps that warm up, stay and decay, of batches of one row, and a validation; the
+    beginning of each row has no labels."""
+    case = _case(
+        f"run_{num_ranks}", DENSE, corpus, NITP,
+        "--validation.enable", f"--validation.steps={VALIDATION_STEPS}",
+        "--training.local_batch_size=1", "--optimizer.lr=1e-2", "--lr_scheduler.warmup_steps=2",
+        "--lr_scheduler.decay_ratio=0.5", f"--lr_scheduler.total_steps={len(LEARNING_RATES)}",
+        "--optimizer.betas=[0.9, 0.95]", "--optimizer.eps=1e-3", "--optimizer.weight_decay=0.1",
+    )  # fmt: skip
+    case.num_steps, case.validate, case.masks_prompts = len(LEARNING_RATES), True, True
+    case.legs = [(num_ranks, [])]
+    return case
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The loops are of tiny tensors, for which threads only wait."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory) -> dict[str, Result]:
-    corpus = tmp_path_factory.mktemp("corpus") / "short.jsonl"
-    texts = [f"def f{i}(x):\n    return {'x + ' * (i % 7)}{i}\n" for i in range(40)]
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+def corpora(tmp_path_factory) -> tuple[Corpus, Corpus]:
+    """All of it for training; a quarter of it for validation."""
+    folder = tmp_path_factory.mktemp("data")
+    return Corpus(folder / "whole", held_out=0.0), Corpus(folder / "split", held_out=0.25)
+
+
+@pytest.fixture(scope="module")
+def steps(corpora, tmp_path_factory) -> dict[str, Result]:
+    corpus, in_splits = corpora
     cases = [
-        _case("one_chunk", DENSE, str(corpus), NITP, "--loss.num_chunks=1"),
-        _case("eight_chunks", DENSE, str(corpus), NITP, "--loss.num_chunks=8"),
+        *(_run_case(num_ranks, in_splits) for num_ranks in (1, 2)),
+        _case("one_chunk", DENSE, corpus, NITP, "--loss.num_chunks=1"),
+        _case("eight_chunks", DENSE, corpus, NITP, "--loss.num_chunks=8"),
     ]
     for name, shape in SHAPES.items():
-        cases.append(_case(name, shape, str(corpus), NITP))
-        cases.append(_case(f"{name}_ntp", shape, str(corpus), {"enable": False}))
-        cases.append(_case(f"{name}_zero", shape, str(corpus), NITP | {"weight": 0}))
+        cases.append(_case(name, shape, corpus, NITP))
+        cases.append(_case(f"{name}_ntp", shape, corpus, {"enable": False}))
+        cases.append(_case(f"{name}_zero", shape, corpus, NITP | {"weight": 0}))
     for name, options in VARIANTS.items():
-        cases.append(_case(name, DENSE, str(corpus), NITP | options))
-    late = _case("late_start", DENSE, str(corpus), NITP | {"start_step": 2})
+        cases.append(_case(name, DENSE, corpus, NITP | options))
+    late = _case("late_start", DENSE, corpus, NITP | {"start_step": 2})
     late.num_steps = 2
     cases.append(late)
-    single_tokens = corpus.with_name("single_tokens.jsonl")
+    single_tokens = tmp_path_factory.mktemp("data") / "single_tokens.jsonl"
     single_tokens.write_text('{"text": "a"}\n' * 40)
-    cases.append(_case("no_pairs", DENSE, str(single_tokens), NITP))
-    return {name: result for (name, _), result in run_world(cases, (1,)).items()}
+    cases.append(
+        _case("no_pairs", DENSE, corpus, NITP, f"--data.sources=[{{path = '{single_tokens}'}}]")
+    )
+    results = {}
+    for case, result in run_cases(cases, timeout_s=120):
+        assert isinstance(result, Result), f"{result}\n{result.log}"
+        results[case.name] = result
+    return results
 
 
-def _documents(step: Result) -> list[reference.Document]:
-    documents: list[reference.Document] = []
-    for batch in step.batches:
-        rows = (batch[key].tolist() for key in ("input", "positions", "labels"))
-        for inputs, positions, labels in zip(*rows, strict=True):
-            documents += reference.split_documents(inputs, positions, labels)
-    return documents
+def _figures(losses: reference.Losses, params: reference.Params, nitp: NITPConfig) -> dict:
+    """What a step logs of its losses; leaves their gradients in `params`."""
+    ratio = losses.grad_ratio(nitp.weight)
+    losses.total.backward()
+    assert all(param.grad is not None for param in params.values())
+    figures = {
+        "loss_metrics/ntp_loss": losses.ntp.item(),
+        "loss_metrics/nitp_loss": losses.nitp.item(),
+        "loss_metrics/global_avg_loss": losses.total.item(),
+        "nitp/cosine": losses.cosine.item(),
+        "nitp/valid_fraction": losses.valid_fraction,
+        "nitp/weight": nitp.weight,
+        "nitp/grad_ratio": ratio,
+        "grad_norm": reference.norm(param.grad for param in params.values()),
+    }
+    projector = [param.grad for name, param in params.items() if name.startswith("nitp_projector")]
+    return figures | ({"nitp/projector_grad_norm": reference.norm(projector)} if projector else {})
+
+
+def _assert_logged(metrics: dict[str, float], expected: dict[str, float]) -> None:
+    """Exactly these figures. 1e-6 for means over tokens, 1e-5 for gradient norms and their ratio:
+    float32 rounding of a three-layer network against float64. 1e-7 absolute: the cosine, and KL
+    between two nearly uniform distributions, are small sums of terms that cancel."""
+    logged = {name: value for name, value in metrics.items() if not name.startswith(UNCHECKED)}
+    assert logged.keys() == expected.keys()
+    for name, value in expected.items():
+        rel = 1e-5 if "grad" in name else 1e-6
+        assert logged[name] == pytest.approx(value, rel=rel, abs=1e-7), name
 
 
 @pytest.mark.parametrize("name", [*SHAPES, *VARIANTS])
-def test_step_equals_the_float64_loops_in_loss_and_every_gradient(steps, name):
-    """1e-6 and 1e-5: float32 rounding of a three-layer network against float64. 1e-7 absolute:
-    KL between two nearly uniform distributions is a small sum of terms that cancel."""
-    step = steps[name]
+def test_step_equals_the_float64_loops_in_every_figure_and_gradient(steps, corpora, name):
+    """1e-5: as above."""
+    step, documents = steps[name], split(corpora[0].training_rows(BATCH))
+    assert len(documents) > BATCH, "rows must hold several documents"
     nitp = NITPConfig(**(NITP | VARIANTS.get(name, {})))
     params = {key: value.double().requires_grad_() for key, value in step.initial.items()}
-    expected = reference.losses(params, _documents(step), SHAPES.get(name, DENSE), nitp)
-    assert len(_documents(step)) > len(step.batches) * 2, "rows must hold several documents"
+    losses = reference.losses(params, documents, SHAPES.get(name, DENSE), nitp)
+    figures = _figures(losses, params, nitp)
+    assert figures["grad_norm"] > 2 * ADAMW["max_norm"], "the step must clip"
+    tokens = BATCH * SEQ_LEN
     (metrics,) = step.metrics
-    assert metrics["loss_metrics/ntp_loss"] == pytest.approx(expected.ntp.item(), rel=1e-6)
-    assert metrics["loss_metrics/nitp_loss"] == pytest.approx(
-        expected.nitp.item(), rel=1e-6, abs=1e-7
-    )
-    assert metrics["loss_metrics/global_avg_loss"] == pytest.approx(expected.total.item(), rel=1e-6)
-    expected.total.backward()
+    _assert_logged(metrics, {
+        **figures, "loss_metrics/global_max_loss": losses.total.item(), "n_tokens_seen": tokens,
+        "data/tokens_0": tokens, "lr/AdamW": 1e-3 / 40,
+    })  # fmt: skip
     assert step.grads.keys() == params.keys()
-    for key, param in params.items():
-        assert relative_difference(step.grads[key], param.grad) < 1e-5, key
+    clipped = reference.AdamW(**ADAMW).clip({key: param.grad for key, param in params.items()})
+    for key, grad in clipped.items():
+        assert relative_difference(step.grads[key], grad) < 1e-5, key
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_run_and_its_validation_equal_the_float64_loops_in_every_figure(
+    steps, corpora, num_ranks
+):
+    """On two ranks as on one, though ranks have different numbers of labels and pairs."""
+    run, nitp = steps[f"run_{num_ranks}"], NITPConfig(**NITP)
+    params = {key: value.double().requires_grad_() for key, value in run.initial.items()}
+    optimizer = reference.AdamW(**ADAMW)
+    rows = mask_prompts(corpora[1].training_rows(BATCH * len(LEARNING_RATES)))
+    for step, lr in enumerate(LEARNING_RATES):
+        batch = rows[step * BATCH : (step + 1) * BATCH]
+        losses = reference.losses(params, split(batch), DENSE, nitp)
+        most = max(
+            _local_loss(reference.losses(params, split(own), DENSE, nitp), losses, nitp)
+            for own in (batch[rank::num_ranks] for rank in range(num_ranks))
+        )
+        tokens = (step + 1) * BATCH * SEQ_LEN
+        _assert_logged(run.metrics[step], {
+            **_figures(losses, params, nitp), "loss_metrics/global_max_loss": most,
+            "n_tokens_seen": tokens, "data/tokens_0": tokens, "lr/AdamW": lr,
+        })  # fmt: skip
+        assert run.metrics[step]["grad_norm"] > 2 * ADAMW["max_norm"], "the step must clip"
+        params = optimizer.step(params, {key: p.grad for key, p in params.items()}, lr)
+    rows = mask_prompts(corpora[1].validation_rows(BATCH * VALIDATION_STEPS))
+    losses = reference.losses(params, split(rows), DENSE, nitp)
+    _assert_logged(run.validation, {
+        "validation_metrics/loss": losses.ntp.item(),
+        "validation_metrics/nitp_loss": losses.nitp.item(),
+    })  # fmt: skip
+
+
+def _local_loss(own: reference.Losses, every: reference.Losses, nitp: NITPConfig) -> float:
+    """A rank's share of the loss, per label of its own."""
+    nitp_sum = own.nitp * own.num_pairs / every.num_pairs
+    return (own.ntp + nitp.weight * nitp_sum * every.num_labels / own.num_labels).item()
 
 
 def test_the_number_of_chunks_changes_nothing(steps):

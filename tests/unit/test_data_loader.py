@@ -21,6 +21,7 @@ from recipes.data.loader import PackedDataLoader
 from recipes.data.mixture import PackedData
 from recipes.data.packing import START, Row, SourceStream
 from recipes.data.tokenizer import save_bpe_tokenizer
+from tests import reference_rows
 
 SEQ_LEN, GLOBAL_BATCH, NUM_STREAMS = 16, 8, 16
 
@@ -40,8 +41,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     texts = [f"the row {i} " * (i * 7 % 5) for i in range(60)]  # a fifth of them empty
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return DataConfig(
-        sources=[SourceConfig(path=str(path))], num_streams=NUM_STREAMS, validation_fraction=0.2
-    )
+        sources=[SourceConfig(path=str(path))], num_streams=NUM_STREAMS, validation_fraction=0.2,
+        seed=11, shuffle_buffer=20,
+    )  # fmt: skip
 
 
 def build(
@@ -101,12 +103,26 @@ def pack(data: DataConfig, tokenizer: HuggingFaceTokenizer, num_epochs: int = -1
     )
 
 
+def read_split(
+    data: DataConfig, tokenizer: HuggingFaceTokenizer, *, is_training: bool
+) -> list[list[int]]:
+    """Tokens of each document of the split, in the order of the file: of one block."""
+    (path,), offset, documents = [Path(source.path) for source in data.sources], 0, []
+    for line in path.read_bytes().splitlines(keepends=True):
+        name = f"{path.name}@{offset}"
+        if reference_rows.is_held_out(name, data.validation_fraction) != is_training:
+            documents.append([*tokenizer.encode(json.loads(line)["text"]), tokenizer.eos_id])
+        offset += len(line)
+    return documents
+
+
 def expected_rows(data: DataConfig, tokenizer: HuggingFaceTokenizer, count: int) -> Rows:
-    """Row i is row i // S of stream i % S."""
-    packed = pack(data, tokenizer)
-    cursors = [START] * len(data.sources)
-    streams = [packed.open_stream(j, j, cursors) for j in range(data.num_streams)]
-    return [streams[i % data.num_streams].next_row()[1].row_3L.tolist() for i in range(count)]
+    """Dealt and packed by hand."""
+    rows = reference_rows.training_rows(
+        [[read_split(data, tokenizer, is_training=True)]],
+        num_streams=data.num_streams, seq_len=SEQ_LEN, seed=data.seed, buffer=data.shuffle_buffer,
+    )  # fmt: skip
+    return [row for _, row, _ in islice(rows, count)]
 
 
 @pytest.mark.parametrize(
@@ -256,17 +272,8 @@ def test_a_resumed_run_with_another_batch_size_still_ends_with_a_complete_batch(
 def test_validation_reads_its_split_once_and_from_the_start_each_time(
     data: DataConfig, tokenizer: HuggingFaceTokenizer
 ) -> None:
-    packed = PackedData(
-        data,
-        load_documents(data, "validation"),
-        Encoder(tokenizer),
-        seq_len=SEQ_LEN,
-        num_epochs=1,
-        is_mixed=False,
-    )
-    rows, reference = packed.open_stream(0, 0, [START]), []
-    while (row := rows.next_row()[1]) is not None:
-        reference.append(row.row_3L.tolist())
+    documents = read_split(data, tokenizer, is_training=False)
+    reference = [row for row, _ in reference_rows.pack(iter(documents), SEQ_LEN)]
     for num_ranks in (1, 2):
         loaders = build_ranks(
             data, tokenizer, num_ranks, split="validation", infinite=False, batch_size=2

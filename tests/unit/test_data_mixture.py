@@ -19,6 +19,7 @@ from recipes.data.encoder import Encoder
 from recipes.data.loader import PackedDataLoader
 from recipes.data.mixture import PackedData
 from recipes.data.packing import START
+from tests import reference_rows
 from tests.unit.data_samples import write_compressed, write_jsonl, write_parquet
 
 EOS, SEQ_LEN, GLOBAL_BATCH, NUM_STREAMS = 0, 4, 8, 8
@@ -158,53 +159,33 @@ def test_each_source_gives_its_share_and_all_of_its_documents(
     assert times == {2, 3}, "64 documents, 8 for each stream, in 2.4 epochs"
 
 
-def test_the_multiset_of_consumed_samples_is_that_of_the_dealt_documents(
-    tmp_path: Path, tokenizer: HuggingFaceTokenizer
+@pytest.mark.parametrize("sessions", [[(2, 2, 12), (4, 0, 88)], [(1, 0, 100)]])
+def test_rows_are_those_of_documents_dealt_by_hand(
+    sessions: list[Session], tmp_path: Path, tokenizer: HuggingFaceTokenizer
 ) -> None:
-    """Against documents dealt by hand: sources, streams and epochs in plain loops."""
-    documents = make_documents(lambda: SEQ_LEN)
-    data = write_sources(tmp_path, documents)
-    count = 30
-    batches, _, num_skipped = run(data, tokenizer, [(2, 2, 12), (4, 0, count - 12)])
-    packed = PackedData(
-        data, load_documents(data, "train"), Encoder(tokenizer), seq_len=SEQ_LEN, num_epochs=-1
-    )
-    sources = packed.source_of(np.arange(count * GLOBAL_BATCH))
-    expected: Counter[tuple[int, ...]] = Counter()
-    skipped = dict.fromkeys(documents, 0)
-    for index, name in enumerate(documents):
-        order, found = packed.sources[index].order, load_documents(data, "train")[index]
-        for stream in range(NUM_STREAMS):
-            num_rows = int((sources[stream::NUM_STREAMS] == index).sum())
-            dealt: list[tuple[int, ...]] = []
-            for epoch in range(20):
-                for position, block in enumerate(order.blocks_of(stream, epoch).tolist()):
-                    raws = [raw for _, raw in found.read(block)]
-                    for first in range(0, len(raws), 5):
-                        window = raws[first : first + 5]
-                        visit = order.visit(stream, epoch, block, position, first, len(window))
-                        dealt += [parse(window[i], name) for i in visit[1]]
-            while num_rows:
-                if tokens := dealt.pop(0):
-                    expected[tokens] += 1
-                    num_rows -= 1
-                else:
-                    skipped[name] += 1
-    assert Counter(tuple(row[0]) for batch in batches for row in batch) == expected
-    assert num_skipped == skipped
-
-
-def parse(raw: Any, name: str) -> tuple[int, ...]:
-    """The tokens of a record, () of a bad one."""
-    if name == "columns":
-        return tuple(raw.as_py())
-    try:
-        record = json.loads(raw)
-    except ValueError:
-        return ()
-    if name == "text":
-        return tuple(map(int, record["text"].split()))
-    return tuple(record["ids"]) if max(record["ids"]) < NUM_IDS else ()
+    """Sources, streams, epochs, blocks and windows in plain loops."""
+    random = np.random.RandomState(1)
+    documents = make_documents(lambda: random.randint(0, 30))
+    data = replace(write_sources(tmp_path, documents), seed=5)
+    batches, num_tokens, num_skipped = run(data, tokenizer, sessions)
+    text, lines, columns = ([[*d, EOS] for d in documents[name]] for name in SIZES)
+    half, size = len(text) // 2, 7
+    blocks: list[reference_rows.Source] = [
+        [text[:half], text[half:]],
+        [[*lines[:3], None, *lines[3:8], None, *lines[8:]]],
+        [columns[first : first + size] for first in range(0, len(columns), size)],
+    ]
+    rows = reference_rows.training_rows(
+        blocks, num_streams=NUM_STREAMS, seq_len=SEQ_LEN, seed=5, weights=[*WEIGHTS.values()],
+        buffer=5,
+    )  # fmt: skip
+    expected = [*islice(rows, 100 * GLOBAL_BATCH)]
+    assert [row for batch in batches for row in batch] == [row for _, row, _ in expected]
+    for number, name in enumerate(SIZES):
+        own = [num_bad for source, _, num_bad in expected if source == number]
+        assert num_tokens[name] == len(own) * SEQ_LEN
+        assert num_skipped[name] == sum(own)
+    assert num_skipped["lines"] > 2, "of more than one epoch"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -53,13 +52,11 @@ def test_a_job_that_ends_by_itself_is_not_queued_again(start, tmp_path, status):
 
 
 def test_a_signalled_job_lets_its_ranks_save_and_is_queued_again(start, tmp_path):
-    job = start(ticks=600, status=0)
+    job = start(ticks=10_000, status=0)  # longer than anyone waits
     assert job.stdout is not None
     assert job.stdout.readline() == "ready\n"
-    started = time.monotonic()
     job.send_signal(signal.SIGTERM)
     out, _ = job.communicate(timeout=20)
-    assert time.monotonic() - started < 15
     assert job.returncode == 0
     assert (tmp_path / "signalled").exists(), "the job waited until its ranks had saved"
     assert (tmp_path / "requeued").read_text() == "requeue 42\n"

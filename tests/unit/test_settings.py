@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -428,7 +427,7 @@ def test_help_on_an_unknown_topic_names_the_nearest() -> None:
 # The point of all this
 
 
-def test_resolving_and_checking_is_fast_and_imports_no_torch() -> None:
+def test_resolving_and_checking_imports_no_torch() -> None:
     code = (
         "import sys\n"
         "from recipes.config.settings import resolve_settings\n"
@@ -439,7 +438,6 @@ def test_resolving_and_checking_is_fast_and_imports_no_torch() -> None:
         "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'torchtitan')])\n"
     )
     root = Path(__file__).parents[2]
-    started = time.perf_counter()
     result = subprocess.run(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": str(root)},
@@ -447,10 +445,8 @@ def test_resolving_and_checking_is_fast_and_imports_no_torch() -> None:
         text=True,
         timeout=60,
     )
-    seconds = time.perf_counter() - started
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
-    assert seconds < 1.5
 
 
 # ------------------------------------------------------------------------------------------ paths

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -44,13 +43,11 @@ def test_the_first_signal_is_noted_and_announced(number):
 
 @pytest.mark.parametrize("second", SIGNALS)
 def test_the_second_signal_ends_at_once(second):
-    process = start(pause=30)
+    process = start(pause=600)  # longer than anyone waits
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "SIGTERM\n"
-    started = time.monotonic()
     process.send_signal(second)
     assert process.wait(timeout=10) == -second
-    assert time.monotonic() - started < 2
 
 
 def test_outside_the_context_signals_mean_what_they_meant():

@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,9 +40,9 @@ def log(metrics: NITPMetricsProcessor) -> None:
     metrics.log(3, 2.5, 2.75, 1.0, {"lr/all": 1e-3})
 
 
-def attach_progress(metrics: RunMetricsProcessor) -> None:
+def attach_progress(metrics: RunMetricsProcessor, total_steps: int = 5) -> None:
     loader: Any = SimpleNamespace(num_tokens={"books": 640}, skips_bad=False)
-    metrics.attach_progress(loader=loader, total_steps=5, has_loss=True)
+    metrics.attach_progress(loader=loader, total_steps=total_steps, has_loss=True)
 
 
 def console(caplog) -> list[str]:
@@ -115,6 +116,51 @@ def test_a_run_prints_one_line_of_its_own_and_adds_the_datas_figures(caplog):
     training, validation = console(caplog)
     assert training.startswith("step      3  loss   2.5000  grad_norm   1.000  lr 1.00e-03")
     assert validation == "validation  step      3  ntp  2.2500"
+
+
+class Clock:
+    """Takes the place of time.perf_counter: stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "degrees", "num_dp_ranks"),
+    [
+        (1, {}, 1),
+        (8, {"data_parallel_shard_degree": 4, "tensor_parallel_degree": 2}, 4),
+        (16, {"data_parallel_replicate_degree": 2, "context_parallel_degree": 2,
+              "pipeline_parallel_degree": 2}, 4),
+    ],
+)  # fmt: skip
+def test_the_console_line_has_the_tokens_a_second_of_all_ranks_and_the_time_left(
+    monkeypatch, caplog, num_ranks, degrees, num_dp_ranks
+):
+    """Each data-parallel rank counts the tokens it draws; the pace is that since the first line."""
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    metrics = build(RunMetricsProcessor)
+    metrics.attach(loss=None, max_norm=1.0)
+    attach_progress(metrics, total_steps=4000)
+    metrics.parallel_dims = ParallelDims.from_config(ParallelismConfig(**degrees), num_ranks)
+    monkeypatch.setattr(metrics, "_from_last_stage", lambda loss: loss)  # takes a process group
+    ends = []
+    # Step, seconds since the line before, tokens of one data-parallel rank since then.
+    for step, seconds, num_tokens in ((1, 50.0, 3000), (11, 20.0, 5000), (31, 60.0, 9000)):
+        clock.now_s += seconds
+        metrics.ntokens_since_last_log, metrics.data_loading_times = num_tokens, [0.1]
+        metrics.log(step, 2.5, 2.75, 1.0, {"lr/all": 1e-3})
+        ends.append(console(caplog)[-1].split("  tokens/s ")[1])
+    assert ends == [
+        f"{60 * num_dp_ranks:,}  left -",
+        f"{250 * num_dp_ranks:,}  left 2:12:58",  # 2 s a step, 3989 steps
+        f"{150 * num_dp_ranks:,}  left 2:56:24",  # 80 s for 30 steps, 3969 steps
+    ]
 
 
 @pytest.mark.parametrize(
