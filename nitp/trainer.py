@@ -13,7 +13,9 @@ from nitp.config import NITPConfig
 from nitp.loss import NITPLoss
 from nitp.metrics import NITPMetricsProcessor, StepContext
 from nitp.pairs import PAIR_WEIGHT, pair_mask, shard_pair_weight
+from nitp.projector import PROJECTOR_NAME
 from nitp.sequence import SequenceShards
+from nitp.start import HiddenGradients, init_moments
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
@@ -37,6 +39,13 @@ class NITPTrainer(Trainer):
             shards = SequenceShards.from_config(dims, config.parallelism, config.training.seq_len)
             loss.attach(self.model_parts[-1], shards, self.device, is_pipelined=dims.pp_enabled)
         self.metrics_processor.attach(loss=loss, max_norm=config.training.max_norm)
+        projector = getattr(self.model_parts[-1], PROJECTOR_NAME) if loss is not None else None
+        self._projector_grads = HiddenGradients(() if projector is None else projector.parameters())
+
+    @property
+    def _is_started(self) -> bool:
+        """Whether NITP trains in this step."""
+        return self.step >= self.config.nitp.start_step
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
         if not isinstance(self.loss_fn, NITPLoss):
@@ -44,7 +53,17 @@ class NITPTrainer(Trainer):
         num_batches = self.gradient_accumulation_steps * self.num_pipeline_parallel_microbatches
         batches = [next(data_iterator) for _ in range(num_batches)]
         self.loss_fn.sums.zero_()
+        self._projector_grads.show()
+        if not self._is_started:
+            init_moments(self.optimizers)
         return super().train_step(iter(self._weigh_pairs(batches)))
+
+    def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
+        self._projector_grads.show()
+        loss = super().forward_backward_step(**kwargs)
+        if not self._is_started:
+            self._projector_grads.hide()
+        return loss
 
     def _weigh_pairs(self, batches: list[Batch]) -> list[Batch]:
         """Give every batch of the step its pair weights.
@@ -54,7 +73,7 @@ class NITPTrainer(Trainer):
         The start step is in the weights too, as a value that CUDA graph replay sees change.
         """
         nitp = self.config.nitp
-        is_started = self.step >= nitp.start_step
+        is_started = self._is_started
         masks = [pair_mask(inputs, labels, nitp) for inputs, labels in batches]
         counts = torch.stack([torch.stack([count, mask.sum()]) for mask, count in masks]).sum(0)
         counts = counts.to(self.device)
