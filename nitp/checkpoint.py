@@ -2,6 +2,7 @@
 behind, and never silently."""
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,13 @@ from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torchtitan.components.checkpointer import CheckpointManager
-from torchtitan.components.checkpointer.base import MODEL
+from torchtitan.components.checkpointer.base import MODEL, OPTIMIZER
+from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.protocols.state_dict_adapter import BaseStateDictAdapter
 from torchtitan.tools.logging import logger
 
 from nitp.projector import PROJECTOR_NAME
+from nitp.start import reset_moments
 
 
 class NITPCheckpointManager(CheckpointManager):
@@ -59,6 +62,9 @@ class NITPCheckpointManager(CheckpointManager):
         self.states[MODEL].load_state_dict(state_dict)
         if planner.change:
             logger.info(f"{planner.change}: {checkpoint_id}")
+        if planner.change and self._has_projector:
+            # TorchTitan made room for what there is to load by a step, which this one has not done.
+            reset_moments(_projector_states(self.states[OPTIMIZER]))
 
 
 class _ProjectorPlanner(DefaultLoadPlanner):
@@ -117,3 +123,12 @@ def _is_projector(name: str) -> bool:
     """Whether a flattened name is the projector's: `nitp_projector.w1.weight`, or its optimizer
     state `optimizer.state.nitp_projector.w1.weight.exp_avg`."""
     return PROJECTOR_NAME in name.split(".")
+
+
+def _projector_states(optimizers: OptimizersContainer) -> Iterator[dict[str, object]]:
+    """What the optimizers keep of the projector; nothing after loading the model alone."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for name, parameter in zip(group["param_names"], group["params"], strict=True):
+                if _is_projector(name) and parameter in optimizer.state:
+                    yield optimizer.state[parameter]

@@ -10,6 +10,7 @@ def check_composition(config: Trainer.Config, nitp: NITPConfig) -> None:
     """Raise ValueError naming the option of `config` that does not run with NITP."""
     if not nitp.is_active:
         return
+    nitp.check_steps(config.training.steps)
     parallelism = config.parallelism
     tp, cp = parallelism.tensor_parallel_degree, parallelism.context_parallel_degree
     pp = parallelism.pipeline_parallel_degree

@@ -26,7 +26,8 @@ class NITPConfig:
     """lambda in L_total = L_NTP + lambda * L_NITP. At least 0; 0 is the baseline, bit for bit."""
 
     start_step: int = 0
-    """First step (counted from 1) that trains with NITP; 0 and 1 both mean from the beginning."""
+    """First step (counted from 1) that trains with NITP; 0 and 1 both mean from the beginning. The
+    projector keeps its initial values until then. At most the number of steps."""
 
     loss: LossName = "cosine"
     """Distance between prediction and target. token_cosine penalises the cosine between tokens of
@@ -93,4 +94,12 @@ class NITPConfig:
             raise ValueError(
                 f"nitp.target_layer ({self.target_layer}) must be at most the number of "
                 f"layers ({num_layers}). Set 0..{num_layers}."
+            )
+
+    def check_steps(self, num_steps: int) -> None:
+        """Raise ValueError unless start_step is one of a run's `num_steps` steps."""
+        if self.start_step > num_steps:
+            raise ValueError(
+                f"nitp.start_step ({self.start_step}) must be at most training.steps "
+                f"({num_steps}): NITP would never train. Lower it, or set nitp.enable = false."
             )

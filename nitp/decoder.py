@@ -6,10 +6,11 @@ edited: parameter names, initial values and the forward pass are the decoder's o
 """
 
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -89,26 +90,41 @@ class TappedLayers(ModuleDict):
             self._stream[depth] = h_BLD
 
 
+class NITPDecoder:
+    """What the classes that `nitp_decoder_class` makes have in common."""
+
+    plain_class: ClassVar[type[Decoder]]
+    """The class that NITP was added to."""
+
+
 @functools.cache
 def nitp_decoder_class(base: type[Decoder]) -> type[Decoder]:
     """The NITP subclass of `base`, one per class.
 
-    Its Config adds `nitp` and `nitp_projector`; its forward takes `pair_weight_BL` and then returns
-    the tuple NITPOutput. Without pair weights it is `base`: logits, or hidden states.
+    Its Config adds `nitp` and `nitp_projector`. Its forward takes the arguments of `base`, in their
+    order, and the keyword `pair_weight_BL`, with which it returns the tuple NITPOutput. Without
+    pair weights it is `base`: logits, or hidden states.
 
     As a stage of a pipeline it takes and returns h until the stage that holds layer k (counted from
-    0, so that its input is E_k(x)), and (h, z) from there on. z has no gradient on its way.
+    0, so that its input is E_k(x)), and (h, z) from there on. z has no gradient on its way. Stages
+    pass on by position: where there is no embedding, the second argument is z.
     """
+    parameters = inspect.signature(base.forward)
 
-    class NITPDecoder(base):
+    class Extended(base, NITPDecoder):
+        plain_class = base
+
         @dataclass(kw_only=True, slots=True)
         class Config(base.Config):  # type: ignore[name-defined]
-            nitp: NITPConfig
+            nitp: NITPConfig | None = None
+            """The options of the trainer's configuration, which brings them when it is built."""
+
             nitp_projector: FeedForward.Config | None
 
-            def update_from_config(self, **kwargs: Any) -> None:
+            def update_from_config(self, *, config: Any, **kwargs: Any) -> None:
                 # The trainer's call, after every converter: decoders set their sharding here.
-                base.Config.update_from_config(self, **kwargs)
+                base.Config.update_from_config(self, config=config, **kwargs)
+                self.nitp = config.nitp
                 if self.nitp_projector is not None:
                     set_projector_sharding(self.nitp_projector)
 
@@ -123,18 +139,19 @@ def nitp_decoder_class(base: type[Decoder]) -> type[Decoder]:
         def forward(
             self,
             tokens: torch.Tensor,
-            z_BLD: torch.Tensor | None = None,
-            *,
-            positions: torch.Tensor | None = None,
+            *args: Any,
             pair_weight_BL: torch.Tensor | None = None,
             **kwargs: Any,
         ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+            z_BLD = None
+            if self.tok_embeddings is None and args:
+                z_BLD, args = args[0], args[1:]
             if pair_weight_BL is None:
-                return base.forward(self, tokens, positions=positions, **kwargs)
+                return base.forward(self, tokens, *args, **kwargs)
             nitp, num_layers = self.config.nitp, len(self.config.layers)
             k = nitp.target_layer
             with self.layers.tap({k, num_layers}) as stream:
-                h_BLD = base.forward(self, tokens, positions=positions, **kwargs)
+                h_BLD = base.forward(self, tokens, *args, **kwargs)
             is_last_stage = self.lm_head is not None
             if is_last_stage:
                 stream.setdefault(num_layers, tokens)  # a stage of norm and lm_head alone
@@ -144,9 +161,10 @@ def nitp_decoder_class(base: type[Decoder]) -> type[Decoder]:
             if not is_last_stage:
                 return h_BLD if z_BLD is None else (h_BLD, z_BLD)
             source_BLD = stream[num_layers] if nitp.hidden == "pre_norm" else h_BLD
+            positions = parameters.bind(self, tokens, *args, **kwargs).arguments.get("positions")
             assert z_BLD is not None and positions is not None
             return tuple(NITPOutput(h_BLD, source_BLD, z_BLD, pair_weight_BL, positions))
 
-    NITPDecoder.__name__ = NITPDecoder.__qualname__ = f"NITP{base.__name__}"
-    NITPDecoder.Config.__qualname__ = f"NITP{base.__name__}.Config"
-    return NITPDecoder
+    Extended.__name__ = Extended.__qualname__ = f"NITP{base.__name__}"
+    Extended.Config.__qualname__ = f"NITP{base.__name__}.Config"
+    return Extended

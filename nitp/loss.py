@@ -39,6 +39,7 @@ class _Attached(NamedTuple):
 
     decoder: nn.Module
     projector: nn.Module | None
+    nitp: NITPConfig
     shards: SequenceShards
     is_pipelined: bool
     sums: torch.Tensor
@@ -58,11 +59,10 @@ class NITPLoss(ChunkedLossWrapper):
 
     @dataclass(kw_only=True, slots=True)
     class Config(ChunkedLossWrapper.Config):
-        nitp: NITPConfig
+        pass
 
     def __init__(self, config: Config, *, compile_config: CompileConfig | None = None) -> None:
         super().__init__(config, compile_config=compile_config)
-        self.nitp = config.nitp
         self._alignment_sum = objective.alignment_sum
         self._maybe_compile_alignment(compile_config)
         self._attached: _Attached | None = None
@@ -75,15 +75,18 @@ class NITPLoss(ChunkedLossWrapper):
     def attach(
         self,
         decoder: nn.Module,
+        nitp: NITPConfig,
         shards: SequenceShards,
         device: torch.device,
         *,
         is_pipelined: bool,
     ) -> None:
-        """Take the (parallelised) decoder that owns the projector, and how sequences are sharded.
+        """Take the (parallelised) decoder that owns the projector, the run's options, and how
+        sequences are sharded.
 
-        TorchTitan builds the loss before the model, so neither can come to the constructor. Nothing
-        else of the loss works before this call: RuntimeError.
+        TorchTitan builds the loss before the model, so the decoder cannot come to the constructor;
+        the options stand in the trainer's configuration. Nothing else of the loss works before this
+        call: RuntimeError.
         """
         # Allocated once: under CUDA graphs only in-place updates reach a replayed step. A buffer of
         # the decoder: pipelines infer shapes by running a stage and its loss once more, after which
@@ -91,13 +94,18 @@ class NITPLoss(ChunkedLossWrapper):
         sums = torch.zeros(len(Sum), device=device, dtype=torch.float32)
         decoder.register_buffer("nitp_sums", sums, persistent=False)
         projector = getattr(decoder, PROJECTOR_NAME)
-        self._attached = _Attached(decoder, projector, shards, is_pipelined, sums)
+        self._attached = _Attached(decoder, projector, nitp, shards, is_pipelined, sums)
 
     @property
     def _run(self) -> _Attached:
         if self._attached is None:
             raise RuntimeError("call NITPLoss.attach before the loss is used, as NITPTrainer does")
         return self._attached
+
+    @property
+    def nitp(self) -> NITPConfig:
+        """The run's options."""
+        return self._run.nitp
 
     @property
     def sums(self) -> torch.Tensor:
@@ -125,7 +133,7 @@ class NITPLoss(ChunkedLossWrapper):
 
     def _run_alignment(self, out: NITPOutput) -> "_Term":
         """lambda * L_NITP of these rows, run to its gradients, and its entries of `sums`."""
-        decoder, projector, shards, is_pipelined, _ = self._run
+        decoder, projector, _, shards, is_pipelined, _ = self._run
         is_training = out.h_BLD.requires_grad
         moves_target = is_training and out.z_BLD.requires_grad
         # Under tensor parallelism each rank projects its own slice of the sequence.

@@ -21,7 +21,7 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.protocols.module import Module
 
 from nitp._torchtitan import resolve_fsdp_mesh
-from nitp.decoder import TappedLayers
+from nitp.decoder import NITPDecoder, TappedLayers
 from nitp.projector import PROJECTOR_NAME
 
 
@@ -43,7 +43,7 @@ def wrap_parallelize(parallelize_decoder: Callable[..., nn.Module]) -> Callable[
         **kwargs: Any,
     ) -> nn.Module:
         projector = _take_projector(model)
-        if not isinstance(model.layers, TappedLayers):
+        if isinstance(model, NITPDecoder) and not isinstance(model.layers, TappedLayers):
             model.layers = TappedLayers()  # a pipeline stage without layers
         model = parallelize_decoder(
             model,
@@ -74,7 +74,7 @@ def wrap_pipelining(pipeline_decoder: Callable[..., Any]) -> Callable[..., Any]:
         projector = _take_projector(model)
 
         def parallelize_stage(stage: nn.Module, **stage_kwargs: Any) -> nn.Module:
-            if stage.lm_head is not None:
+            if projector is not None and stage.lm_head is not None:
                 setattr(stage, PROJECTOR_NAME, projector)
             return parallelize_fn(stage, **stage_kwargs)
 
@@ -84,7 +84,12 @@ def wrap_pipelining(pipeline_decoder: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _take_projector(model: nn.Module) -> Module | None:
-    """The projector, which leaves `model`; the name stays, last in the order of modules."""
+    """The projector, which leaves `model`; the name stays, last in the order of modules.
+
+    None for a plain decoder too: NITP may be turned off after the model was converted.
+    """
+    if not isinstance(model, NITPDecoder):
+        return None
     projector: Module | None = getattr(model, PROJECTOR_NAME)
     setattr(model, PROJECTOR_NAME, None)
     return projector

@@ -1,7 +1,7 @@
 """The trainer seam: pair weights into each step, NITP's figures out of it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,10 @@ from nitp.config import NITPConfig
 from nitp.loss import NITPLoss
 from nitp.metrics import NITPMetricsProcessor, StepContext
 from nitp.pairs import PAIR_WEIGHT, pair_mask, shard_pair_weight
+from nitp.parts import fit_parts
+from nitp.projector import PROJECTOR_NAME
 from nitp.sequence import SequenceShards
+from nitp.start import HiddenGradients, init_moments
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
@@ -26,17 +29,28 @@ class NITPTrainer(Trainer):
         nitp: NITPConfig = field(default_factory=lambda: NITPConfig(enable=False))
 
     config: Config
-    metrics_processor: NITPMetricsProcessor
 
     def __init__(self, config: Config) -> None:
+        # Options may have changed since with_nitp: TorchTitan's command line has them.
+        config = replace(config, **fit_parts(config, config.nitp))
         check_composition(config, config.nitp)
         super().__init__(config)
         loss = self.loss_fn if isinstance(self.loss_fn, NITPLoss) else None
+        decoder = self.model_parts[-1]
         if loss is not None:
             dims = self.parallel_dims
             shards = SequenceShards.from_config(dims, config.parallelism, config.training.seq_len)
-            loss.attach(self.model_parts[-1], shards, self.device, is_pipelined=dims.pp_enabled)
-        self.metrics_processor.attach(loss=loss, max_norm=config.training.max_norm)
+            is_pipelined = dims.pp_enabled
+            loss.attach(decoder, config.nitp, shards, self.device, is_pipelined=is_pipelined)
+        if isinstance(self.metrics_processor, NITPMetricsProcessor):
+            self.metrics_processor.attach(loss=loss, max_norm=config.training.max_norm)
+        projector = getattr(decoder, PROJECTOR_NAME) if loss is not None else None
+        self._projector_grads = HiddenGradients(() if projector is None else projector.parameters())
+
+    @property
+    def _is_started(self) -> bool:
+        """Whether NITP trains in this step."""
+        return self.step >= self.config.nitp.start_step
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
         if not isinstance(self.loss_fn, NITPLoss):
@@ -44,18 +58,27 @@ class NITPTrainer(Trainer):
         num_batches = self.gradient_accumulation_steps * self.num_pipeline_parallel_microbatches
         batches = [next(data_iterator) for _ in range(num_batches)]
         self.loss_fn.sums.zero_()
-        return super().train_step(iter(self._weigh_pairs(batches)))
+        self._projector_grads.show()
+        if not self._is_started:
+            init_moments(self.optimizers)
+        return super().train_step(iter(self._weigh_pairs(self.loss_fn, batches)))
 
-    def _weigh_pairs(self, batches: list[Batch]) -> list[Batch]:
+    def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
+        self._projector_grads.show()
+        loss = super().forward_backward_step(**kwargs)
+        if not self._is_started:
+            self._projector_grads.hide()
+        return loss
+
+    def _weigh_pairs(self, loss: NITPLoss, batches: list[Batch]) -> list[Batch]:
         """Give every batch of the step its pair weights.
 
         L_NITP is the mean over the valid pairs of the global batch (all ranks, all accumulation
         steps), so its normaliser must be known before the first backward: valid / global pairs.
         The start step is in the weights too, as a value that CUDA graph replay sees change.
         """
-        nitp = self.config.nitp
-        is_started = self.step >= nitp.start_step
-        masks = [pair_mask(inputs, labels, nitp) for inputs, labels in batches]
+        is_started = self._is_started
+        masks = [pair_mask(inputs, labels, loss.nitp) for inputs, labels in batches]
         counts = torch.stack([torch.stack([count, mask.sum()]) for mask, count in masks]).sum(0)
         counts = counts.to(self.device)
         if self.parallel_dims.dp_enabled:
@@ -63,6 +86,7 @@ class NITPTrainer(Trainer):
         num_pairs, num_valid_positions = counts
         # No pair at all gives weights of 0 and a loss of 0, not NaN.
         pair_weight = is_started / num_pairs.clamp(min=1).float()
+        assert isinstance(self.metrics_processor, NITPMetricsProcessor)
         self.metrics_processor.start_step(
             StepContext(
                 is_started=is_started,
@@ -81,20 +105,6 @@ class NITPTrainer(Trainer):
         inputs, labels, model_inputs = super().post_dataloading_process(input_dict, labels)
         parallelism = self.config.parallelism
         return inputs, labels, shard_pair_weight(model_inputs, self.parallel_dims, parallelism)
-
-    def state_dict(self) -> dict[str, Any]:
-        """TorchTitan's, but with the tokens of all ranks: another layout goes on from there."""
-        return {**super().state_dict(), "ntokens_seen": self.ntokens_seen * self._token_degree}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.ntokens_seen //= self._token_degree
-
-    @property
-    def _token_degree(self) -> int:
-        """Ranks that each count their own part of the tokens."""
-        dims = self.parallel_dims
-        return dims.dp_replicate * dims.dp_shard * dims.cp
 
     @property
     def batch_degree(self) -> int:

@@ -95,12 +95,13 @@ def start(
     for_rank: Callable[[int], Sequence[str]] = lambda rank: (),
     before: Callable[[int], None] | None = None,
     environment: Mapping[str, str | None] | None = None,
+    main: Callable[[Sequence[str]], int] = train.main,
 ) -> list[Rank]:
     """Start the ranks of one run; logs go to `folder`. No launcher watches over them.
 
     for_rank: further arguments of one rank. before: called in each rank before training; a
     function of a module, or a functools.partial of one. environment: beside what a launcher sets;
-    None takes a variable away.
+    None takes a variable away. main: what each rank runs, given the arguments; its exit code.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as sock:
@@ -116,7 +117,7 @@ def start(
         log = folder / f"rank{rank}.log"
         log.write_text("")
         process = get_context("forkserver").Process(
-            target=_run, args=([*arguments, *for_rank(rank)], variables, log, rank, before)
+            target=_run, args=(main, [*arguments, *for_rank(rank)], variables, log, rank, before)
         )
         process.start()
         ranks.append(Rank(process, log))
@@ -128,9 +129,10 @@ def run(
     folder: Path,
     num_ranks: int = 1,
     before: Callable[[int], None] | None = None,
+    main: Callable[[Sequence[str]], int] = train.main,
 ) -> list[Rank]:
     """Start the ranks, wait until they end, and check that they ended well."""
-    ranks = start(arguments, folder, num_ranks, before=before)
+    ranks = start(arguments, folder, num_ranks, before=before, main=main)
     for rank in ranks:
         assert rank.wait(120) == 0, rank.text()[-3000:]
     return ranks
@@ -191,6 +193,7 @@ def _flatten(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _run(
+    main: Callable[[Sequence[str]], int],
     arguments: Sequence[str],
     variables: Mapping[str, str | None],
     log: Path,
@@ -211,7 +214,7 @@ def _run(
     job.unigram_cross_entropy = lambda *arguments: float("nan")  # seconds for one closing line
     if before is not None:
         before(rank)
-    exit_code = train.main(arguments)
+    exit_code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)

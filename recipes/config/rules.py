@@ -35,6 +35,8 @@ def check_settings(settings: Settings) -> None:
     with _naming_the_origin(settings):
         _check_ranges(settings)
         nitp = build_nitp(settings)
+        if nitp.is_active:
+            nitp.check_steps(settings.values["training"]["steps"])
         build_data(settings)
         _check_validation(settings)
         _check_nonfinite(settings)

@@ -242,9 +242,18 @@ class RunTrainer(NITPTrainer):
         local = self.config.training.local_batch_size
         return local * self.batch_degree * self.gradient_accumulation_steps
 
+    @property
+    def _token_degree(self) -> int:
+        """Ranks that each count their own part of the tokens."""
+        dims = self.parallel_dims
+        return dims.dp_replicate * dims.dp_shard * dims.cp
+
     def state_dict(self) -> dict[str, Any]:
+        """With the tokens of all ranks, where TorchTitan's has one rank's: another layout goes on
+        from there."""
         return {
             **super().state_dict(),
+            "ntokens_seen": self.ntokens_seen * self._token_degree,
             "num_skipped_steps": self.num_skipped_steps,
             "global_batch_size": self.global_batch_size,
         }
@@ -256,4 +265,5 @@ class RunTrainer(NITPTrainer):
                 f"and was {state_dict['global_batch_size']} in the checkpoint. Set it to that."
             )
         super().load_state_dict(state_dict)
+        self.ntokens_seen //= self._token_degree
         self.num_skipped_steps = state_dict["num_skipped_steps"]

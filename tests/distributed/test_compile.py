@@ -99,11 +99,11 @@ def test_the_alignment_of_every_chunk_runs_compiled_where_the_loss_is(components
     positions = torch.arange(length).expand(batch, -1)
 
     def run(config: CompileConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        loss = NITPLoss.Config(
-            loss_fn=CrossEntropyLoss.Config(), num_chunks=num_chunks, nitp=nitp
-        ).build(compile_config=config)
+        loss = NITPLoss.Config(loss_fn=CrossEntropyLoss.Config(), num_chunks=num_chunks).build(
+            compile_config=config
+        )
         loss.set_lm_head(lm_head)
-        loss.attach(decoder, SequenceShards(), torch.device("cpu"), is_pipelined=False)
+        loss.attach(decoder, nitp, SequenceShards(), torch.device("cpu"), is_pipelined=False)
         h = h_BLD.clone().requires_grad_()
         value, _ = loss((h, h, z_BLD, weight_BL, positions), labels, torch.tensor(labels.numel()))
         value.backward()

@@ -132,10 +132,11 @@ def test_nitps_gradient_is_added_in_float32_before_the_one_rounding():
     h = torch.zeros(1, 1, 1, dtype=torch.bfloat16, requires_grad=True)
     ntp = torch.ones_like(h)
     nitp = torch.full_like(h, 2**-8 + 2**-18, dtype=torch.float32)
-    loss = NITPLoss.Config(nitp=NITPConfig()).build()
+    loss = NITPLoss.Config().build()
     decoder = nn.Module()
     decoder.nitp_projector = None
-    loss.attach(decoder, SequenceShards(), torch.device("cpu"), is_pipelined=False)
+    device = torch.device("cpu")
+    loss.attach(decoder, NITPConfig(), SequenceShards(), device, is_pipelined=False)
     loss._term = _Term(torch.tensor(0.0), [(h, nitp)])
     loss._gradient_backprop(h, ntp, torch.tensor(0.0), nn.Identity(), False).backward()
     assert h.grad.item() == 1 + 2**-7

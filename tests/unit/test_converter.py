@@ -1,16 +1,24 @@
 """with_nitp changes what it must, refuses the rest, and leaves its argument alone."""
 
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
 
 import pytest
+from torchtitan.components.checkpointer import CheckpointManager
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss, MSELoss
+from torchtitan.components.metrics import MetricsProcessor
+from torchtitan.components.validate import Validator
+from torchtitan.config import TrainingConfig
 from torchtitan.models.llama3 import model_registry
 from torchtitan.models.llama3.model import Llama3Model
 from torchtitan.trainer import Trainer
 
 from nitp import NITPConfig, with_nitp
+from nitp.compose import check_composition
 from nitp.decoder import nitp_decoder_class
 from nitp.loss import NITPLoss
+from nitp.metrics import NITPMetricsProcessor
+from nitp.parts import fit_parts
 from nitp.trainer import NITPTrainer
 
 
@@ -29,14 +37,15 @@ def test_model_loss_and_trainer_become_nitp_and_the_argument_stays(config):
     assert type(result) is NITPTrainer.Config
     assert type(result.model_spec.model) is nitp_decoder_class(Llama3Model).Config
     assert isinstance(result.loss, NITPLoss.Config)
-    assert result.loss.num_chunks == 2 and result.loss.nitp.target_layer == 2
+    assert result.loss.num_chunks == 2 and result.nitp.target_layer == 2
     assert result.training == config.training and result.optimizer == config.optimizer
 
 
 @pytest.mark.parametrize("options", [{"enable": False}, {"weight": 0.0}])
-def test_an_inactive_nitp_leaves_model_and_loss_untouched(config, options):
+def test_an_inactive_nitp_leaves_every_part_untouched(config, options):
     result = with_nitp(config, NITPConfig(**options))
-    assert result.model_spec is config.model_spec and result.loss is config.loss
+    for field in fields(config):
+        assert getattr(result, field.name) is getattr(config, field.name), field.name
 
 
 def test_one_subclass_per_decoder_class():
@@ -61,6 +70,117 @@ def test_a_second_application_is_refused(config):
     once = with_nitp(config, NITPConfig(target_layer=2))
     with pytest.raises(ValueError, match="Apply it once"):
         with_nitp(once, NITPConfig(target_layer=2))
+
+
+# ------------------------------------------------------------------------ a user's own classes
+
+
+class MyMetrics(MetricsProcessor):
+    @dataclass(kw_only=True, slots=True)
+    class Config(MetricsProcessor.Config):
+        channel: str = "#runs"
+
+
+class MyValidator(Validator):
+    @dataclass(kw_only=True, slots=True)
+    class Config(Validator.Config):
+        per_domain: bool = True
+
+
+class MyCheckpoints(CheckpointManager):
+    @dataclass(kw_only=True, slots=True)
+    class Config(CheckpointManager.Config):
+        bucket: str = "s3"
+
+
+class MyNITPMetrics(NITPMetricsProcessor):
+    @dataclass(kw_only=True, slots=True)
+    class Config(NITPMetricsProcessor.Config):
+        channel: str = "#runs"
+
+
+OWN = {
+    "metrics": MyMetrics.Config(),
+    "validator": MyValidator.Config(),
+    "checkpoint": MyCheckpoints.Config(),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_users_own_class_is_refused_by_name(config, name):
+    own = OWN[name]
+    message = rf"{name} \({type(own).__qualname__}\) must be .* Derive My\w+ from nitp\."
+    with pytest.raises(ValueError, match=message):
+        with_nitp(replace(config, **{name: own}), NITPConfig(target_layer=2))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_users_own_class_is_kept_without_nitp(config, name):
+    result = with_nitp(replace(config, **{name: OWN[name]}), NITPConfig(enable=False))
+    assert getattr(result, name) is OWN[name]
+
+
+def test_a_users_own_subclass_of_nitps_is_kept(config):
+    own = MyNITPMetrics.Config(channel="#nitp")
+    assert with_nitp(replace(config, metrics=own), NITPConfig(target_layer=2)).metrics is own
+
+
+# ------------------------------------------------------------------------ options changed later
+
+
+def fit(config: NITPTrainer.Config, **options) -> NITPTrainer.Config:
+    """As the trainer does it, after the command line has changed these options."""
+    config = replace(config, nitp=replace(config.nitp, **options))
+    return replace(config, **fit_parts(config, config.nitp))
+
+
+@pytest.mark.parametrize("options", [{"enable": False}, {"weight": 0.0}])
+def test_nitp_turned_off_later_gives_the_plain_model_and_loss_back(config, options):
+    result = fit(with_nitp(config, NITPConfig(target_layer=2)), **options)
+    assert type(result.model_spec.model) is Llama3Model.Config
+    assert result.model_spec.model == config.model_spec.model
+    assert result.loss == config.loss and type(result.loss) is ChunkedLossWrapper.Config
+
+
+def test_nitp_turned_on_later_is_nitp(config):
+    result = fit(with_nitp(config, NITPConfig(enable=False, target_layer=2)), enable=True)
+    expected = with_nitp(config, NITPConfig(target_layer=2))
+    assert result.to_dict() == expected.to_dict()
+    for field in fields(result):
+        assert type(getattr(result, field.name)) is type(getattr(expected, field.name)), field.name
+
+
+def test_a_fitted_configuration_fits(config):
+    once = with_nitp(config, NITPConfig(target_layer=2))
+    again = fit(once)
+    for name in ("model_spec", "loss", "metrics", "validator", "checkpoint"):
+        assert getattr(again, name) is getattr(once, name), name
+
+
+@pytest.mark.parametrize(
+    ("options", "width"),
+    [({"projector_ratio": 2.0}, 512), ({"projector": "none"}, 0), ({"loss": "token_cosine"}, 0)],
+)
+def test_another_projector_than_was_built_is_refused(config, options, width):
+    config = with_nitp(config, NITPConfig(target_layer=2))
+    message = rf"nitp.projector .* of width {width}, but with_nitp has built one of width 1024"
+    with pytest.raises(ValueError, match=message):
+        fit(config, **options)
+
+
+def test_a_class_put_in_later_is_refused_too(config):
+    config = with_nitp(config, NITPConfig(target_layer=2))
+    with pytest.raises(ValueError, match=r"metrics \(MyMetrics.Config\) must be"):
+        fit(replace(config, metrics=OWN["metrics"]))
+
+
+@pytest.mark.parametrize(("start_step", "is_error"), [(10, False), (11, True)])
+def test_a_start_after_the_last_step_is_refused(config, start_step, is_error):
+    config = replace(config, training=TrainingConfig(steps=10))
+    nitp = NITPConfig(target_layer=2, start_step=start_step)
+    message = r"nitp.start_step \(11\) must be at most training.steps \(10\).* Lower it"
+    with pytest.raises(ValueError, match=message) if is_error else nullcontext():
+        check_composition(with_nitp(config, nitp), nitp)
 
 
 @pytest.mark.parametrize(

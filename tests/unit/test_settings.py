@@ -369,6 +369,15 @@ def test_a_target_layer_beyond_the_depth_names_where_it_was_set() -> None:
     check("--nitp.target_layer", "9", "--model.num_layers", "9")
 
 
+def test_a_start_after_the_last_step_names_where_it_was_set() -> None:
+    assert message("[nitp]\nstart_step = 11\n[training]\nsteps = 10") == (
+        "x.toml: nitp.start_step (11) must be at most training.steps (10): NITP would never train. "
+        "Lower it, or set nitp.enable = false."
+    )
+    check("--nitp.start_step", "11", "--training.steps", "11")
+    check("--nitp.start_step", "11", "--training.steps", "10", "--nitp.enable", "false")
+
+
 def test_a_value_out_of_range_names_where_it_was_set() -> None:
     assert message("", "--nitp.weight", "-1").startswith("command line: nitp.weight (-1.0) must be")
     assert message("", "--model.num_heads", "5").startswith("model.num_kv_heads (2) must divide")
@@ -415,7 +424,8 @@ def test_help_shows_type_default_and_docstring_of_one_option() -> None:
     assert format_help(load_schema(), "nitp.start_step") == (
         "  nitp.start_step: an integer; default 0\n"
         "      First step (counted from 1) that trains with NITP; 0 and 1 both mean from the "
-        "beginning."
+        "beginning. The\n"
+        "      projector keeps its initial values until then. At most the number of steps."
     )
 
 

@@ -11,7 +11,6 @@ import pytest
 from torchtitan.config import ParallelismConfig
 from torchtitan.distributed import ParallelDims
 
-from nitp.config import NITPConfig
 from nitp.loss import NITPLoss
 from nitp.metrics import NITPMetricsProcessor
 from recipes.run.metrics import RunMetricsProcessor
@@ -68,7 +67,7 @@ def test_color_is_for_terminals_and_no_color_turns_it_off(
 
 
 def test_a_loss_that_is_not_attached_says_so():
-    loss = NITPLoss.Config(nitp=NITPConfig()).build()
+    loss = NITPLoss.Config().build()
     with pytest.raises(RuntimeError, match=re.escape("call NITPLoss.attach before")):
         loss.sums.zero_()
 
@@ -78,7 +77,7 @@ def test_metrics_that_are_not_attached_say_so():
     for log_something in (log, lambda metrics: metrics.log_validation(2.5, 3)):
         with pytest.raises(RuntimeError, match=re.escape("call NITPMetricsProcessor.attach befo")):
             log_something(metrics)
-    metrics.attach(loss=NITPLoss.Config(nitp=NITPConfig()).build(), max_norm=1.0)
+    metrics.attach(loss=NITPLoss.Config().build(), max_norm=1.0)
     with pytest.raises(RuntimeError, match=re.escape("call NITPMetricsProcessor.start_step befo")):
         log(metrics)
 
