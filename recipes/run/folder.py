@@ -1,6 +1,7 @@
 """The run directory: whose it is, and what may change when a run continues in it. Free of torch."""
 
 import os
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,14 @@ def may_change(option: str) -> bool:
 
 
 def save_config(settings: Settings) -> None:
-    """Write the run's configuration. Readers see the old file or the new one, nothing between."""
-    path = Path(settings.values["job"]["dump_folder"], CONFIG_FILE)
+    """Write the run's configuration. Readers see the old file or the new one, nothing between.
+
+    It names this directory wherever it is read from.
+    """
+    job = settings.values["job"]
+    path = Path(os.path.abspath(job["dump_folder"]), CONFIG_FILE)
+    job = {**job, "dump_folder": str(path.parent)}
+    settings = replace(settings, values={**settings.values, "job": job})
     unfinished = path.with_suffix(".unfinished")
     save_settings(settings, unfinished)
     unfinished.replace(path)

@@ -30,6 +30,8 @@ def run_job(config: RunTrainer.Config) -> bool:
     """
     trainer = None
     new = [path for path in _log_paths(config) if not path.exists()]
+    if not _saves(config):
+        logger.warning("This run saves nothing: checkpoint.enable is false or load_only is true.")
     try:
         trainer = config.build()
         trainer.train()
@@ -82,7 +84,7 @@ def _log_closing_lines(trainer: RunTrainer) -> None:
     tensorboard = Path(config.dump_folder, config.metrics.save_tb_folder)
     logger.info(f"Curves: tensorboard --logdir {tensorboard}")
     checkpoint = trainer.checkpointer.latest()
-    logger.info(f"Checkpoint: {checkpoint or 'none (checkpoint.enable is false)'}")
+    logger.info(f"Checkpoint: {checkpoint or 'none'}")
     command = f"{_launcher()} -m recipes.train --job.config_file {config.dump_folder}/config.toml"
     if trainer.is_stopping and step < last_step:
         name = trainer.stop_request.signal_name or "a signal to another rank"
@@ -98,8 +100,23 @@ def _log_closing_lines(trainer: RunTrainer) -> None:
             f"Nothing to train: {config.dump_folder} already holds step {step} of {last_step}. "
             "Raise --training.steps or name another --job.dump_folder."
         )
-    else:
-        logger.info(f"To train on: {command} --training.steps {2 * step}")
+    elif checkpoint is not None:
+        logger.info(_describe_next(config, command, step))
+
+
+def _saves(config: RunTrainer.Config) -> bool:
+    return config.checkpoint.enable and not config.checkpoint.load_only
+
+
+def _describe_next(config: RunTrainer.Config, command: str, step: int) -> str:
+    """How to train on after the last step."""
+    end = config.lr_scheduler.total_steps
+    if end is None or step < end:
+        return f"To train on: {command} --training.steps {min(2 * step, end or 2 * step)}"
+    return (
+        f"The learning rate's schedule ends here (lr_scheduler.total_steps = {end}). A run in "
+        "another job.dump_folder can start from this checkpoint: checkpoint.initial_load_path."
+    )
 
 
 def _launcher() -> str:

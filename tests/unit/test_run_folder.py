@@ -68,6 +68,15 @@ def test_harmless_changes_are_accepted_and_reported(run):
     assert change == "training.steps (200 -> 7), and with it the learning rate's schedule"
 
 
+def test_a_saved_configuration_names_its_directory_from_anywhere(tmp_path, monkeypatch):
+    given = settings("outputs/x")
+    monkeypatch.chdir(tmp_path)
+    save_config(given)
+    monkeypatch.chdir("/")
+    saved = resolve_settings(str(tmp_path / "outputs/x/config.toml"), [])
+    assert saved.values["job"]["dump_folder"] == str(tmp_path / "outputs/x")
+
+
 def test_a_directory_that_moved_is_the_same_run(run):
     moved = run.rename(run.with_name("moved"))
     (change,) = check_run_folder(settings(moved))
