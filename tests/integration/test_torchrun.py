@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[2]
 class Job:
     """torchrun with two ranks, its output in a file."""
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    def __init__(self, log: Path, *arguments: str, max_restarts: int = 0) -> None:
         self.log = log
         self.process = subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-             "-m", "recipes.train", *SMALL, *arguments],
+             f"--max-restarts={max_restarts}", "-m", "recipes.train", *SMALL, *arguments],
             cwd=ROOT, stdout=log.open("w"), stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -85,3 +85,24 @@ def test_a_mistake_is_printed_once(tmp_path, mistake, message):
     (error,) = job.errors()
     assert message in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_restart_by_torchrun_finds_the_directory_free(tmp_path):
+    """Rank 0, which owned it, is killed. In its second attempt torchrun's store (torch 2.14.1)
+    still has the addresses of the first, so that gloo cannot connect, with any program: the run is
+    started again here."""
+    folder = tmp_path / "run"
+    arguments = [
+        f"--job.dump_folder={folder}", "--training.steps=40", "--checkpoint.interval=1",
+        "--checkpoint.keep_latest_k=2",
+    ]  # fmt: skip
+    job = Job(tmp_path / "log", *arguments, max_restarts=1)
+    job.wait_for("step      3  loss")
+    os.kill(job.ranks()[0], signal.SIGKILL)
+    job.wait_for(f"Taking over {folder / 'run.lock'}, of host")
+    job.process.wait(120)
+    assert "belongs to another job" not in job.text()
+    job = Job(tmp_path / "log", *arguments)
+    assert job.process.wait(120) == 0, job.text()[-3000:]
+    assert [*find_steps(folder / "checkpoint")] == [39, 40]
+    assert not (folder / "run.lock").exists()
