@@ -90,7 +90,7 @@ class NITPConfig:
 
     def check_depth(self, num_layers: int) -> None:
         """Raise ValueError unless target_layer exists in a model of `num_layers` layers."""
-        if self.target_layer > num_layers:
+        if self.uses_target and self.target_layer > num_layers:
             raise ValueError(
                 f"nitp.target_layer ({self.target_layer}) must be at most the number of "
                 f"layers ({num_layers}). Set 0..{num_layers}."

@@ -149,7 +149,7 @@ def nitp_decoder_class(base: type[Decoder]) -> type[Decoder]:
             if pair_weight_BL is None:
                 return base.forward(self, tokens, *args, **kwargs)
             nitp, num_layers = self.config.nitp, len(self.config.layers)
-            k = nitp.target_layer
+            k = nitp.target_layer if nitp.uses_target else 0  # else z is not looked at
             with self.layers.tap({k, num_layers}) as stream:
                 h_BLD = base.forward(self, tokens, *args, **kwargs)
             is_last_stage = self.lm_head is not None

@@ -82,7 +82,7 @@ RULES = (
         'nitp.loss is "token_cosine", which has no target. Choose another loss',
     ),
     Idle(
-        ("nitp.projector_ratio", "float8.projector"), ("nitp.projector", "nitp.loss"),
+        ("nitp.projector_ratio",), ("nitp.projector", "nitp.loss"),
         lambda v: v["nitp"]["projector"] == "none" or v["nitp"]["loss"] == "token_cosine",
         'the run has no projector. Set nitp.projector to "swiglu" and choose a loss with a target',
     ),

@@ -103,7 +103,6 @@ MORE = [
     (["--nitp.weight=0"], "--nitp.target_layer=1"),
     (["--nitp.weight=0", "--float8.enable"], "--float8.projector=true"),
     (["--nitp.enable=false", "--float8.enable"], "--float8.projector=true"),
-    (["--nitp.projector=none", "--float8.enable"], "--float8.projector=true"),
     (["--nitp.projector=none"], "--nitp.projector_ratio=2.0"),
     (["--nitp.loss=token_cosine"], "--nitp.projector_ratio=2.0"),
     (["--nitp.loss=token_cosine"], "--nitp.target_layer=1"),
