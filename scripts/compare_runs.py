@@ -54,17 +54,19 @@ def compare(runs: dict[str, dict[str, Curve]], num_rows: int = 12) -> str:
 
 
 def _phases(nitp: Curve | None) -> str:
-    """Phases I and II of the method: the fall to a minimum, then the hump.
-
-    The fall is over once the loss has halved; the hump is the largest value after that.
-    """
+    """Phases I and II of the method, the fall to a minimum and then the hump: where the largest
+    rise of the loss begins and ends."""
     if nitp is None:
         return "-"
-    steps = sorted(nitp)
-    fallen = next((s for s in steps if nitp[s] < nitp[steps[0]] / 2), steps[-1])
-    hump = max((s for s in steps if s >= fallen), key=nitp.__getitem__)
-    least = min((s for s in steps if s <= hump), key=nitp.__getitem__)
-    return f"{nitp[least]:.3f} at step {least}, {nitp[hump]:.3f} at step {hump}"
+    least = start = hump = min(nitp)
+    for step in sorted(nitp):
+        if nitp[step] <= nitp[least]:
+            least = step
+        if nitp[step] - nitp[least] > nitp[hump] - nitp[start]:
+            start, hump = least, step
+    if start == hump:
+        return f"{nitp[least]:.3f} at step {least}, no rise"
+    return f"{nitp[start]:.3f} at step {start}, {nitp[hump]:.3f} at step {hump}"
 
 
 def main() -> int:

@@ -9,17 +9,22 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from recipes.build import build_model
 from recipes.config import load_config
+from recipes.config.settings import resolve_settings
+from recipes.data.tokenizer import save_bpe_tokenizer
+from recipes.export import run as export_run
 from recipes.export.request import ExportRequest
-from recipes.export.run import prepare_export
+from recipes.export.run import build_hf_config, prepare_export
 from recipes.platform.cpu import build_float32_config
 from tests.integration.export_runs import (
     DENSE,
     MOE,
     SMALL,
     SMALL_MOE,
+    save_checkpoint,
     save_run,
 )
 
@@ -28,7 +33,12 @@ from tests.integration.export_runs import (
 from recipes.export.checkpoint import find_checkpoint
 from recipes.export.exporter import plan_export
 from recipes.export.reference import Reference
-from recipes.export.verify import compare_logits
+from recipes.export.verify import (
+    _run_stock_model,
+    check_tokenizer,
+    compare_logits,
+    load_stock_model,
+)
 
 # name -> (configuration, overrides, stock architecture)
 MODELS = {
@@ -121,6 +131,80 @@ def test_the_card_says_where_the_weights_come_from(folders):
         "| torchtitan version | 0.3.0 |",
     ):  # fmt: skip
         assert row in card
+
+
+def test_readers_learn_the_context_and_the_special_tokens(folders, tmp_path):
+    """The embedded tokenizer has no BOS; another one's is named."""
+    folder = folders["llama_tied"]
+    config, tokenizer = read_json(folder / "config.json"), read_json(folder / "tokenizer.json")
+    eos = read_json(folder / "tokenizer_config.json")["eos_token"]
+    (eos_id,) = (token["id"] for token in tokenizer["added_tokens"] if token["content"] == eos)
+    assert config["max_position_embeddings"] == 64
+    assert (config["bos_token_id"], config["eos_token_id"]) == (None, eos_id)
+    assert read_json(folder / "generation_config.json") == {"eos_token_id": eos_id}
+    save_bpe_tokenizer(tmp_path / "t", ["a word"], vocab_size=260)
+    path = tmp_path / "t" / "tokenizer_config.json"
+    path.write_text(json.dumps(read_json(path) | {"bos_token": "a"}))
+    settings = resolve_settings(DENSE, [*SMALL, f"--tokenizer.path={tmp_path / 't'}"])
+    named = build_hf_config(settings, build_model(settings), torch.bfloat16)
+    assert (
+        named["bos_token_id"] == read_json(tmp_path / "t" / "tokenizer.json")["model"]["vocab"]["a"]
+    )
+
+
+def test_a_tokenizer_that_transformers_reads_differently_fails(
+    folders, runs, tmp_path, monkeypatch
+):
+    texts = ["def f(x):", "a word"]
+    check = partial(check_tokenizer, folders["llama_tied"])
+    tokenizer = Tokenizer.from_file(str(folders["llama_tied"] / "tokenizer.json"))
+    rows = [tokenizer.encode(text).ids for text in texts]
+    check(texts, rows)
+    for wrong in (rows[::-1], [rows[0], rows[1][:-1]], [rows[0], [*rows[1], 0]]):
+        with pytest.raises(ValueError, match="transformers tokenizes text differently than"):
+            check(texts, wrong)
+    seen = []
+    monkeypatch.setattr(
+        export_run, "check_tokenizer", lambda folder, texts, rows: seen.append((texts, rows))
+    )
+    export(runs["llama_tied"], tmp_path / "out")
+    ((texts, rows),) = seen
+    assert len(texts) == 4 and min(map(len, texts)) > 4000
+    assert rows == [tokenizer.encode(text).ids for text in texts]
+
+
+def test_what_is_compared_includes_text_that_the_stock_model_generates(folders):
+    """Greedily, from half of the first row, as choosing again and again without the cache gives."""
+    row = torch.randint(0, 8192, (64,), generator=torch.Generator().manual_seed(0)).tolist()
+    whole, (generated, logits) = _run_stock_model(folders["qwen3_ntp"], [row], depth=3)
+    assert whole[0].tolist() == row and whole[1].shape == (64, 8192)
+    model, tokens = load_stock_model(folders["qwen3_ntp"], depth=3), row[:32]
+    with torch.no_grad():
+        for step in range(32):
+            expected = model(torch.tensor([tokens])).logits[0, -1]
+            assert torch.allclose(logits[step], expected, atol=1e-4)
+            tokens.append(int(expected.argmax()))
+    assert generated.tolist() == tokens[:-1]
+
+
+def test_the_router_gap_is_that_between_the_last_expert_chosen_and_the_first_not(tmp_path):
+    """Gates of zero score every expert 1/2: the selection is by the bias alone. 2 of 8 experts."""
+    state = save_run(tmp_path, MOE, SMALL_MOE)
+    gaps = {1: 0.25, 2: 0.0625}
+    for layer, gap in gaps.items():
+        bias = torch.tensor([0.0, 0.5, 0.0, 0.5 - gap, -0.5, 1.0, -0.25, -1.0])
+        state[f"layers.{layer}.moe.expert_bias_E"] = bias
+        gate = f"layers.{layer}.moe.router.gate.weight"
+        state[gate] = torch.zeros_like(state[gate])
+    save_checkpoint(tmp_path, state, step=4)
+    checkpoint = find_checkpoint(tmp_path / "checkpoint", 4)
+    spec = build_model(resolve_settings(MOE, SMALL_MOE))
+    entries, _ = plan_export(checkpoint, spec, torch.bfloat16)
+    for depth, gap in ((2, gaps[1]), (3, gaps[2])):
+        ours = Reference(build_float32_config(spec.model), checkpoint, entries, depth)
+        logits_BLV, gap_BL = ours(torch.tensor([[5, 3, 2, 4]]))
+        assert logits_BLV.shape == (1, 4, 8192)
+        assert gap_BL.tolist() == [[gap] * 4]
 
 
 # What must not pass: (model, file, edit of its content).
