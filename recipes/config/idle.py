@@ -185,12 +185,8 @@ def settle_idle(values: Values, rank: Mapping[str, int], schema: Schema) -> None
     """
     for name, rule in list(find_idle(values)):
         table, _, key = name.partition(".")
-        option = schema[table][key]
-        default = option.default
-        is_default = default is not MISSING and values[table][key] == convert_value(
-            default, option.type
-        )
-        if name not in rank or is_default:
+        default = _find_default(name, values, schema)
+        if name not in rank or values[table][key] == default:
             continue
         is_off = rank[name] < max(rank.get(switch, -1) for switch in rule.switches)
         if name in NEVER_OFF or not is_off:
@@ -198,7 +194,15 @@ def settle_idle(values: Values, rank: Mapping[str, int], schema: Schema) -> None
                 f"{name} ({show_value(values[table][key])}) has no effect while {rule.words}, or "
                 f"leave {name} out."
             )
-        if default is MISSING:
-            del values[table][key]
-        else:
-            values[table][key] = convert_value(default, option.type)
+        values[table][key] = default
+
+
+def _find_default(name: str, values: Values, schema: Schema) -> Any:
+    """The option's default; of the model's shape, the flavour's."""
+    from recipes.models.shapes import FLAVORS
+
+    table, _, key = name.partition(".")
+    option = schema[table][key]
+    if option.default is MISSING:
+        return getattr(FLAVORS[values["model"]["flavor"]], key)
+    return convert_value(option.default, option.type)

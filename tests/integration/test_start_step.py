@@ -114,7 +114,7 @@ def test_a_skipped_step_before_the_start_leaves_the_projector(tmp_path):
     run(
         [*LATE, f"--job.dump_folder={tmp_path / 'run'}", "--training.on_nonfinite=skip"],
         tmp_path / "log", NUM_RANKS,
-        functools.partial(plant, float("nan"), "gradient", 1, [1]),
+        functools.partial(plant, float("nan"), "gradient", [1], [1]),
     )  # fmt: skip
     first, third, fourth = (saved(tmp_path / "run", step)[1] for step in (1, 3, START))
     assert_equal_states(first, third)

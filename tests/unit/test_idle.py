@@ -149,6 +149,11 @@ def test_experts_options_have_an_effect_where_there_are_experts(option):
     resolve_settings(None, [*FLAVOR, "--model.num_experts=4", option])
 
 
+def test_what_equals_its_default_is_never_in_vain():
+    """The flavour has no shared expert either."""
+    resolve_settings(None, [*FLAVOR, "--model.num_shared_experts=0", "--validation.freq=10"])
+
+
 def test_the_message_names_value_reason_and_remedy():
     arguments = [*FLAVOR, "--checkpoint.initial_load_path=weights"]
     with pytest.raises(SettingsError) as caught:
