@@ -14,7 +14,6 @@ from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools.logging import logger
 
-from nitp._torchtitan import flush_tensorboard
 from nitp.trainer import Batch, NITPTrainer
 from recipes.config.degrees import check_degrees, check_expert_ranks
 from recipes.config.options import OnNonfinite
@@ -124,7 +123,7 @@ class RunTrainer(NITPTrainer):
             self._judge(self._health.read())
         if will_save or self.is_stopping:
             # The curves of a run that is killed later must reach as far as its checkpoint.
-            flush_tensorboard(self.metrics_processor.logger)
+            self.metrics_processor.flush()
 
     def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
         loss = super().forward_backward_step(**kwargs)
