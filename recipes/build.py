@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from recipes.data.loader import PackedDataLoader
 from recipes.data.tokenizer import resolve_tokenizer_path
 from recipes.models.decoder import build_model_spec
 from recipes.models.hf.reading import check_hf_folder
+from recipes.models.hf.weights import as_transformers_reads, read_weights
 from recipes.run.checkpoint import RunCheckpointManager
 from recipes.run.metrics import RunMetricsProcessor
 from recipes.run.trainer import RunTrainer
@@ -65,7 +67,7 @@ def build_config(settings: Settings) -> RunTrainer.Config:
     config = with_nitp(plain, build_nitp(settings))
     check_degrees(config)
     check_composition(config, config.nitp)
-    if settings.values["model"]["name"] == "nitp" and plain.checkpoint.initial_load_in_hf:
+    if plain.checkpoint.initial_load_in_hf:
         _check_initial_load(plain)
     run_config = derive(
         convert_linears(config, settings.values["float8"]),
@@ -140,11 +142,15 @@ def build_model(settings: Settings) -> ModelSpec:
     """This project's decoder, or one of TorchTitan's models by its registry's flavour."""
     model = settings.values["model"]
     if model["name"] == "nitp":
-        return build_model_spec(build_shape(settings), model["flavor"])
-    registry: Any = importlib.import_module(f"torchtitan.models.{model['name']}")
-    # The CPU platform's attention stands in for FlexAttention, which not all models default to.
-    backend = {"attn_backend": "flex"} if ON_CPU else {}
-    return registry.model_registry(model["flavor"], **backend)
+        spec = build_model_spec(build_shape(settings), model["flavor"])
+    else:
+        registry: Any = importlib.import_module(f"torchtitan.models.{model['name']}")
+        # The CPU platform's attention stands in for FlexAttention, which not all models default to.
+        backend = {"attn_backend": "flex"} if ON_CPU else {}
+        spec = registry.model_registry(model["flavor"], **backend)
+    if spec.state_dict_adapter is None:
+        return spec
+    return replace(spec, state_dict_adapter=as_transformers_reads(spec.state_dict_adapter))
 
 
 def _build_optimizer(values: dict[str, Any]) -> OptimizersContainer.Config:
@@ -181,15 +187,18 @@ def _build_checkpoint(values: dict[str, Any]) -> NITPCheckpointManager.Config:
 
 def _check_initial_load(config: Trainer.Config) -> None:
     """Raise ValueError unless the model can start from the Hugging Face folder."""
-    assert config.model_spec is not None and isinstance(
-        config.checkpoint, NITPCheckpointManager.Config
-    )
-    model, path = config.model_spec.model, config.checkpoint.initial_load_path
-    assert isinstance(model, Qwen3Model.Config) and path is not None
+    spec, checkpoint = config.model_spec, config.checkpoint
+    assert spec is not None and isinstance(checkpoint, NITPCheckpointManager.Config)
+    model, path = spec.model, checkpoint.initial_load_path
+    assert path is not None
     try:
-        check_hf_folder(Path(path), model)
+        if isinstance(model, Qwen3Model.Config) and spec.name == "nitp":
+            check_hf_folder(Path(path), model)
+        else:
+            read_weights(Path(path))
     except ValueError as error:
         raise ValueError(f"checkpoint.initial_load_path: {error}") from error
+    assert isinstance(model, Decoder.Config)
     is_moe = any(layer.moe is not None for layer in model.layers)
     if is_moe and config.parallelism.data_parallel_replicate_degree > 1:
         raise ValueError(

@@ -45,9 +45,10 @@ class Encoder:
 
     def __init__(self, tokenizer: TextTokenizer, bos: BosRule = "auto") -> None:
         """bos "auto": if the post-processor adds it, or `add_bos_token` is true."""
+        self.folder = Path(tokenizer.tokenizer_path)
         self._backend = tokenizer.tokenizer
         _check_state(self._backend)
-        special = read_special_tokens(Path(tokenizer.tokenizer_path))
+        special = read_special_tokens(self.folder)
         # As transformers does: one that is not known yet gets an id, or is no plain text any more.
         known = {token.content for token in self._backend.get_added_tokens_decoder().values()}
         self._backend.add_special_tokens([t for t in special.values() if t not in known])
@@ -55,7 +56,7 @@ class Encoder:
             self._backend.token_to_id(special[name]) if name in special else None
             for name in ("bos_token", "eos_token")
         )
-        self.eos_token = special.get("eos_token")
+        self.bos_token, self.eos_token = special.get("bos_token"), special.get("eos_token")
         if self.eos_id is None:
             raise ValueError(
                 "tokenizer.path: the tokenizer has no EOS, the label of each document's last "

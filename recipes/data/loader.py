@@ -24,6 +24,7 @@ from recipes.data.encoder import Encoder
 from recipes.data.mixture import PackedData
 from recipes.data.packing import Row
 from recipes.data.position import Position
+from recipes.data.unigram import UnigramBaseline
 from recipes.stop import survive_first_signal
 
 _BATCHES_AHEAD = 2
@@ -103,6 +104,8 @@ class PackedDataLoader(BaseDataLoader):
         self._batch_size = local_batch_size
         self._position = self._start()
         self._recent: deque[list[str]] = deque(maxlen=_BATCHES_REMEMBERED)
+        self.unigram = UnigramBaseline(encoder.num_ids)
+        """Of the labels that this process hands out."""
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         if not self._is_training:
@@ -128,8 +131,9 @@ class PackedDataLoader(BaseDataLoader):
             batch.append(item)
             if len(batch) == self._batch_size:
                 self._hand_out(batch)
-                batch_3BL = torch.from_numpy(np.stack([i.row.row_3L for i in batch], axis=1))
-                input_BL, positions_BL, labels_BL = batch_3BL.unbind()
+                rows_3BL = np.stack([i.row.row_3L for i in batch], axis=1)
+                self.unigram.add(rows_3BL[2])
+                input_BL, positions_BL, labels_BL = torch.from_numpy(rows_3BL).unbind()
                 yield {"input": input_BL, "positions": positions_BL}, labels_BL
                 batch = []
         assert not batch, "the rows of a rank are whole batches"

@@ -7,6 +7,13 @@ from typing import Any
 
 LIBRARIES = ("nitp-torchtitan", "torchtitan", "torch")
 
+_LLAMA_CPP = (
+    "llama.cpp's convert_hf_to_gguf.py does not convert this folder as it is: it knows a",
+    "byte-level BPE by a checksum of what it makes of a fixed text, and does not know this one.",
+    "The pre-tokenizer is GPT-2's: add the checksum that the converter prints to its",
+    "get_vocab_base_pre, with the name gpt-2.",
+)
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Provenance:
@@ -24,6 +31,9 @@ class Provenance:
 
     config_sha256: str
     """Of the run's config.toml."""
+
+    has_embedded_tokenizer: bool
+    """Whether the tokenizer is the one trained on the embedded corpus."""
 
 
 def format_card(
@@ -58,6 +68,8 @@ def format_card(
     if nitp["enable"]:
         lines.append("The training-only projector is not part of these weights.")
     lines += ["", *_table("fact", "value", rows)]
+    if provenance.has_embedded_tokenizer:
+        lines += ["", *_LLAMA_CPP]
     lines += ["", "## NITP settings", "", *_table("option", "value", nitp)]
     lines += ["", "## Verification", "", *(f"* {line}" for line in verification or ["none"]), ""]
     return "\n".join(lines)

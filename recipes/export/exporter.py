@@ -1,7 +1,5 @@
 """The steps of an export, in order: plan, write, verify, describe, rename."""
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +9,14 @@ import torch
 from torchtitan.models.common.decoder import Decoder
 from torchtitan.protocols.model_spec import ModelSpec
 
+from recipes.data.encoder import Encoder
 from recipes.export.card import Provenance, format_card
 from recipes.export.checkpoint import Checkpoint, Dropped
+from recipes.export.tokenizer import write_tokenizer
 from recipes.export.verify import check_files
 from recipes.export.writer import MAX_SHARD_BYTES, staged_folder, write_json, write_weights
 from recipes.models.hf.config import build_generation_config
 from recipes.models.hf.mapping import Entry, model_shapes, plan_entries
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
 
 Compare = Callable[[Path, list[Entry]], str]
 """(written folder, its entries) -> a line about the comparison. Raises ValueError if it fails."""
@@ -87,24 +75,13 @@ def plan_export(
     return entries, lambda source: adapter.to_hf({source: checkpoint.load(source)})
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """The tokenizer's files, and in its configuration what decoders take as input."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)  # without its mode
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    # By default transformers 4 adds token_type_ids, which generate() of a decoder refuses.
-    write_json(path, {"model_input_names": ["input_ids", "attention_mask"], **config})
-
-
 def export_checkpoint(
     *,
     checkpoint: Checkpoint,
     spec: ModelSpec,
     dtype: torch.dtype,
     config: dict[str, Any],
-    tokenizer: Path,
+    tokenizer: Encoder,
     provenance: Provenance,
     output: Path,
     check: bool = True,
@@ -112,8 +89,8 @@ def export_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Report:
     """Write `output`: weights, config.json, tokenizer, model card. It appears complete or not at
-    all. `config` is the content of config.json. `check`: whether to read the files back; `compare`
-    is a further check, of what they compute.
+    all. `config` is the content of config.json; `tokenizer` is what encoded the training data.
+    `check`: whether to read the files back; `compare` is a further check, of what they compute.
 
     Raises ValueError for a checkpoint that does not fit `spec`, an existing `output`, or a failed
     check; OSError for a damaged checkpoint or a full disk.
@@ -123,7 +100,7 @@ def export_checkpoint(
         write_weights(folder, entries, load, max_shard_bytes)
         write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", build_generation_config(config))
-        copy_tokenizer(tokenizer, folder)
+        write_tokenizer(folder, tokenizer)
         lines = [check_files(folder, entries, max_shard_bytes)] if check else []
         lines += [compare(folder, entries)] if compare else []
         num_params = sum(entry.num_params for entry in entries)

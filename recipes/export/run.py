@@ -22,7 +22,9 @@ from torchtitan.protocols.model_spec import ModelSpec
 
 from recipes.build import build_model
 from recipes.config.settings import Settings
+from recipes.data.config import EMBEDDED_TOKENIZER
 from recipes.data.corpus import find_corpus_files
+from recipes.data.encoder import Encoder
 from recipes.data.tokenizer import resolve_tokenizer_path
 from recipes.export.card import Provenance
 from recipes.export.checkpoint import Checkpoint, find_checkpoint
@@ -51,16 +53,17 @@ def prepare_export(request: ExportRequest, settings: Settings) -> Callable[[], R
     checkpoint = find_checkpoint(folder, request.step)
     spec = build_model(settings)
     dtype = TORCH_DTYPE_MAP[request.dtype]
+    encoder = _load_encoder(settings)
     compare = None
     if request.verify == "logits":
-        compare = partial(_compare, checkpoint, spec, settings, _choose_depth(spec))
+        compare = partial(_compare, checkpoint, spec, settings, encoder, _choose_depth(spec))
     return partial(
         export_checkpoint,
         checkpoint=checkpoint,
         spec=spec,
         dtype=dtype,
-        config=build_hf_config(settings, spec, dtype),
-        tokenizer=Path(resolve_tokenizer_path(settings.values["tokenizer"]["path"])),
+        config=build_hf_config(settings, spec, encoder, dtype),
+        tokenizer=encoder,
         provenance=_describe(request, settings, checkpoint),
         output=request.output,
         check=request.verify != "none",
@@ -71,7 +74,7 @@ def prepare_export(request: ExportRequest, settings: Settings) -> Callable[[], R
 def check_model(settings: Settings) -> None:
     """Raise ValueError unless the model that `settings` trains can be exported by them here."""
     options, spec = settings.values["export"], build_model(settings)
-    build_hf_config(settings, spec, TORCH_DTYPE_MAP[options["dtype"]])
+    build_hf_config(settings, spec, _load_encoder(settings), TORCH_DTYPE_MAP[options["dtype"]])
     if options["verify"] == "logits":
         _choose_depth(spec)
 
@@ -92,18 +95,19 @@ def export_final(settings: Settings) -> Report | None:
     return prepare_export(request, settings)()
 
 
-def build_hf_config(settings: Settings, spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
+def build_hf_config(
+    settings: Settings, spec: ModelSpec, encoder: Encoder, dtype: torch.dtype
+) -> dict[str, Any]:
     """The content of config.json. Raises ValueError for a model without a stock architecture.
 
     TorchTitan's own models bring theirs in the folder of `tokenizer.path`, as the assets that
     TorchTitan downloads for them do.
     """
-    path = Path(resolve_tokenizer_path(settings.values["tokenizer"]["path"]))
-    tokenizer = HuggingFaceTokenizer(tokenizer_path=str(path))
+    path = encoder.folder
     facts = {
         "max_position_embeddings": settings.values["training"]["seq_len"],
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
+        "bos_token_id": encoder.bos_id,
+        "eos_token_id": encoder.eos_id,
     }
     if settings.values["model"]["name"] == "nitp":
         assert isinstance(spec.model, Qwen3Model.Config)
@@ -121,6 +125,12 @@ def build_hf_config(settings: Settings, spec: ModelSpec, dtype: torch.dtype) -> 
     return config | {"torch_dtype": str(dtype).removeprefix("torch.")}
 
 
+def _load_encoder(settings: Settings) -> Encoder:
+    """What encodes the training data. Raises ValueError for a tokenizer that cannot be used."""
+    path = resolve_tokenizer_path(settings.values["tokenizer"]["path"])
+    return Encoder(HuggingFaceTokenizer(tokenizer_path=path), settings.values["data"]["bos"])
+
+
 def _describe(request: ExportRequest, settings: Settings, checkpoint: Checkpoint) -> Provenance:
     values = settings.values
     num_tokens = None
@@ -132,6 +142,7 @@ def _describe(request: ExportRequest, settings: Settings, checkpoint: Checkpoint
         num_tokens=num_tokens,
         nitp=values["nitp"],
         config_sha256=hashlib.sha256((request.run / "config.toml").read_bytes()).hexdigest(),
+        has_embedded_tokenizer=values["tokenizer"]["path"] == EMBEDDED_TOKENIZER,
     )
 
 
@@ -166,6 +177,7 @@ def _compare(
     checkpoint: Checkpoint,
     spec: ModelSpec,
     settings: Settings,
+    encoder: Encoder,
     depth: int,
     folder: Path,
     entries: list[Entry],
@@ -176,9 +188,8 @@ def _compare(
     length = min(_ROW_LENGTH, settings.values["training"]["seq_len"])
     files = [path for _, path in find_corpus_files() if path.stat().st_size >= _MIN_BYTES]
     texts = [path.read_text(encoding="utf-8")[:_MIN_BYTES] for path in files[:_ROWS]]
-    tokenizer = HuggingFaceTokenizer(tokenizer_path=str(folder))
-    rows = [tokenizer.encode(text, add_bos=False, add_eos=False) for text in texts]
-    check_tokenizer(folder, texts, rows)
+    rows = [encoder.tokenize(text).tolist() for text in texts]
+    check_tokenizer(folder, texts, rows, encoder.bos_id if encoder.adds_bos else None)
     build_ours = partial(Reference, build_float32_config(model), checkpoint, entries, depth)
     result = compare_logits(folder, build_ours, [row[:length] for row in rows], depth)
     return (

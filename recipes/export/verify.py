@@ -1,6 +1,7 @@
 """Checks a written folder: the files against the plan, stock transformers against our own model."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,14 +73,25 @@ def check_files(folder: Path, entries: list[Entry], max_shard_bytes: int) -> str
     return f"files: {len(entries)} tensors in {len(planned)} files, names, shapes and dtypes"
 
 
-def check_tokenizer(folder: Path, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
-    """Raise ValueError unless stock transformers tokenizes `texts` to `rows`."""
+def check_tokenizer(
+    folder: Path, texts: Sequence[str], rows: Sequence[Sequence[int]], bos_id: int | None
+) -> None:
+    """Raise ValueError unless stock transformers tokenizes `texts` to `rows`, by default with
+    `bos_id` before each unless it is None."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    bos = [] if bos_id is None else [bos_id]
     for text, row in zip(texts, rows, strict=True):
-        if tokenizer(text, add_special_tokens=False)["input_ids"] != list(row):
-            raise ValueError(f"{folder}: transformers tokenizes text differently than training.")
+        for asked, expected in ((False, [*row]), (True, [*bos, *row])):
+            found = tokenizer(text, add_special_tokens=asked)["input_ids"]
+            if found != expected:
+                same = len(os.path.commonprefix([found, expected]))
+                raise ValueError(
+                    f"{folder}: transformers tokenizes text differently than training: with "
+                    f"add_special_tokens={asked} to {found[same : same + 3]} after {same} tokens, "
+                    f"where training has {expected[same : same + 3]}."
+                )
 
 
 def load_stock_model(folder: Path, depth: int) -> Any:

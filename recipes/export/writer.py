@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from recipes.models.hf.mapping import Entry
+from recipes.models.hf.weights import INDEX_NAME
 
-INDEX_NAME = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 4 * 2**30
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torchtitan.tools.logging import init_logger, logger
 
-from recipes.data.unigram import unigram_cross_entropy
 from recipes.run.trainer import RunTrainer
 
 
@@ -71,11 +70,9 @@ def _remove_logs(new: list[Path]) -> None:
 def _log_closing_lines(trainer: RunTrainer) -> None:
     """How it ended, the result against a baseline anyone can check, the files, what to do next."""
     config, step, last_step = trainer.config, trainer.step, trainer.config.training.steps
-    if trainer.metrics_processor.last_ntp_loss is not None and not trainer.is_stopping:
-        ntp_loss = trainer.metrics_processor.last_ntp_loss
-        unigram = unigram_cross_entropy(
-            config.dataloader, trainer.tokenizer, config.training.seq_len
-        )
+    ntp_loss = trainer.metrics_processor.last_ntp_loss
+    unigram = trainer.dataloader.unigram.cross_entropy()
+    if ntp_loss is not None and unigram is not None:
         logger.info(f"Cross entropy {ntp_loss:.4f}; a unigram model's {unigram:.4f}")
     num_tokens = trainer.dataloader.num_tokens
     if len(num_tokens) > 1:

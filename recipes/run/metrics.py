@@ -15,6 +15,7 @@ from torchtitan.distributed.utils import dist_sum_tensor
 from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import NoColor, device_type
 
+from nitp._torchtitan import flush_tensorboard
 from recipes.data.loader import PackedDataLoader
 from recipes.data.metrics import count_sources
 from recipes.run.tensorboard import CurvesMetricsProcessor
@@ -100,6 +101,15 @@ class RunMetricsProcessor(CurvesMetricsProcessor):
             text += f"  nitp {self._tags['validation_metrics/nitp_loss']:.4f}"
         logger.info(self.color.yellow + text + self.color.reset)
 
+    def flush(self) -> None:
+        """Put the curves into their files, if that is possible."""
+        with _only_warning():
+            flush_tensorboard(self.logger)
+
+    def close(self) -> None:
+        with _only_warning():
+            super().close()
+
     def training_metrics(self, global_avg_loss: float, grad_norm: float) -> dict[str, float]:
         self._tags = super().training_metrics(global_avg_loss, grad_norm)
         return self._tags
@@ -150,6 +160,15 @@ class RunMetricsProcessor(CurvesMetricsProcessor):
         first_step, first_time = self._first_log
         seconds = (now - first_time) / (step - first_step) * (self.progress.total_steps - step)
         return str(timedelta(seconds=round(seconds)))
+
+
+@contextmanager
+def _only_warning() -> Iterator[None]:
+    """A run whose curves cannot be written to their end is no failed run."""
+    try:
+        yield
+    except Exception as error:  # a full disk, a service that is gone: each logger raises its own
+        logger.warning(f"The curves are not complete: {error!r}")
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.observability import structured_logger as sl
 from torchtitan.tools.logging import logger
 
-from nitp._torchtitan import flush_tensorboard
 from nitp.trainer import Batch, NITPTrainer
 from recipes.config.degrees import check_degrees, check_expert_ranks
 from recipes.config.options import OnNonfinite
@@ -131,7 +130,7 @@ class RunTrainer(NITPTrainer):
             self._judge(self._health.read())
         if will_save or self.is_stopping:
             # The curves of a run that is killed later must reach as far as its checkpoint.
-            flush_tensorboard(self.metrics_processor.logger)
+            self.metrics_processor.flush()
 
     def _save_config(self) -> None:
         """Not before a step is done: a run that cannot start leaves its directory as it was."""

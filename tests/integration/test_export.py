@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from recipes.build import build_model
 from recipes.config import load_config
@@ -27,6 +28,7 @@ from tests.integration.export_runs import (
     save_checkpoint,
     save_run,
 )
+from tests.unit.test_export_tokenizer import save_tokenizer
 
 # isort: split
 
@@ -131,6 +133,32 @@ def test_the_card_says_where_the_weights_come_from(folders):
         "| torchtitan version | 0.3.0 |",
     ):  # fmt: skip
         assert row in card
+    assert "llama.cpp's convert_hf_to_gguf.py does not convert this folder" in card
+
+
+@pytest.mark.parametrize("template", [None, "BOS"])
+@pytest.mark.parametrize("bos", ["auto", "always"])
+def test_a_tokenizer_that_adds_bos_verifies_and_exports(tmp_path, template, bos):
+    """Its ids have a hole, as of a pruned vocabulary: EOS is above their number."""
+    save_tokenizer(tmp_path / "tokenizer", "PreTrainedTokenizerFast", template)
+    path = tmp_path / "tokenizer" / "tokenizer.json"
+    content = read_json(path)
+    (eos,) = (token for token in content["added_tokens"] if token["content"] == "</s>")
+    eos["id"] += 20
+    content["model"]["vocab"] |= {
+        token["content"]: token["id"] for token in content["added_tokens"]
+    }
+    path.write_text(json.dumps(content))
+    run = [*SMALL, f"--tokenizer.path={path.parent}", f"--data.bos={bos}"]
+    save_run(tmp_path / "run", DENSE, run)
+    export(tmp_path / "run", tmp_path / "out")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    config = read_json(tmp_path / "out" / "config.json")
+    assert config["eos_token_id"] == theirs.eos_token_id == eos["id"] > len(theirs)
+    assert config["bos_token_id"] == theirs.bos_token_id
+    starts_with_bos = theirs.encode("one")[0] == theirs.bos_token_id
+    assert starts_with_bos == (template == "BOS" or bos == "always")
+    assert "llama.cpp" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_readers_learn_the_context_and_the_special_tokens(folders, tmp_path):

@@ -1,12 +1,18 @@
 """How runs end: asked to, and out of data."""
 
+import json
+import math
 import os
+import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
+from recipes.data import unigram
 from recipes.run.checkpoint_folder import find_steps
 from recipes.run.trainer import RunTrainer
 from tests.launch import (
@@ -119,3 +125,58 @@ def test_data_that_run_out_end_the_run_saved_at_the_last_whole_step(tmp_path):
     assert "data.num_epochs (1 -> 2)" in rank.text()
     assert "Training starts at step 3" in rank.text()
     assert list(find_steps(folder / "checkpoint")) == [2, 5]
+
+
+def lose_data(corpus: Path, rank: int) -> None:
+    """The data are gone when the last step has been made; a short sample is a baseline."""
+    unigram.SAMPLE_LABELS = 500
+    train_step = RunTrainer.train_step
+
+    def train_and_lose(self: RunTrainer, data_iterator) -> None:
+        train_step(self, data_iterator)
+        if self.step == 2:
+            shutil.rmtree(corpus)
+
+    RunTrainer.train_step = train_and_lose
+
+
+def break_curves(rank: int) -> None:
+    def fail(self: SummaryWriter) -> None:
+        raise OSError("no space left on device")
+
+    SummaryWriter.close = SummaryWriter.flush = fail
+
+
+@pytest.mark.parametrize("num_epochs", [-1, 1])
+def test_a_run_whose_data_are_gone_when_it_ends_gives_its_baseline_and_exports(
+    tmp_path, num_epochs
+):
+    """One document of the words 0 0 1 0 0 1 ... without end: a unigram model's loss is known."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "a.jsonl").write_text(json.dumps({"tokens": [5, 5, 7] * 2000}))
+    arguments = [
+        *RUN, f"--data.sources=[{{path='{corpus}/*.jsonl', tokens='tokens'}}]",
+        f"--job.dump_folder={tmp_path / 'run'}", "--training.steps=2", "--data.num_streams=1",
+        "--data.validation_fraction=0", f"--data.num_epochs={num_epochs}",
+        "--export.enable", "--export.verify=keys",
+    ]  # fmt: skip
+    (rank,) = run(arguments, tmp_path / "log", before=partial(lose_data, corpus))
+    assert not corpus.exists()
+    # Labels are the document from its second token: 333 of 500 are 5, 167 are 7.
+    labels = ([5, 5, 7] * 200)[1:501]
+    share = labels.count(7) / 500
+    expected = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert f"; a unigram model's {expected:.4f}\n" in rank.text()
+    assert (tmp_path / "run" / "exported" / "step-2" / "config.json").is_file()
+
+
+def test_a_run_whose_curves_cannot_be_written_to_their_end_exports(tmp_path):
+    arguments = [
+        *RUN, f"--job.dump_folder={tmp_path / 'run'}", "--training.steps=2",
+        "--export.enable", "--export.verify=keys",
+    ]  # fmt: skip
+    (rank,) = run(arguments, tmp_path / "log", before=break_curves)
+    assert "The curves are not complete: OSError('no space left on device')" in rank.text()
+    assert "unigram" not in rank.text()  # of two steps it would be no baseline
+    assert (tmp_path / "run" / "exported" / "step-2" / "config.json").is_file()
