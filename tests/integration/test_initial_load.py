@@ -66,7 +66,7 @@ def test_what_is_no_model_folder_is_refused(folders, tmp_path):
     with pytest.raises(ValueError, match="has no config.json"):
         load("llama", tmp_path)
     (tmp_path / "config.json").write_text((folders["llama"] / "config.json").read_text())
-    with pytest.raises(ValueError, match="has no .*safetensors files"):
+    with pytest.raises(ValueError, match="has neither model.safetensors nor model.safet"):
         load("llama", tmp_path)
     with pytest.raises(ValueError, match="needs checkpoint.initial_load_path"):
         load_config(RUNS["llama"][0], ["--checkpoint.initial_load_in_hf"])
@@ -186,7 +186,10 @@ def test_nitp_turns_on_and_off_under_pipeline_parallelism(tmp_path):
 
     def start(name: str) -> list[str]:
         path = tmp_path / name / "checkpoint" / "step-0"
-        return [f"--checkpoint.initial_load_path={path}", "--checkpoint.allow_projector_change"]
+        return [
+            f"--checkpoint.initial_load_path={path}", "--checkpoint.allow_pickle",
+            "--checkpoint.allow_projector_change",
+        ]  # fmt: skip
 
     off = run("off", 1, "--nitp.enable=false", "--debug.seed=1")
     on = run("on", 2, *pp, *start("off"))
