@@ -113,10 +113,21 @@ def _complaining_about(path: str, split: str, field: Field) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{field.option}.path ({path}, split {split}) cannot be loaded: {reason}"
+            f"{field.option}.path ({path}, split {split}) cannot be loaded: {_reason(error)}"
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The error and what caused it, on one line: `datasets` says what happened, not why."""
+    texts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        text = " ".join(str(cause).split())
+        if text and not any(text in other for other in texts):
+            texts.append(text)
+        cause = cause.__cause__
+    return ": ".join(texts)
 
 
 def _check_format(builder: Any, field: Field, path: str) -> None:

@@ -269,3 +269,14 @@ def test_neither_code_nor_pickles_of_a_data_set_run(
         load(f"hf://{folder}", streaming=streaming)
     assert "\n" not in str(error.value)
     assert not trace.exists()
+
+
+def test_a_data_set_that_cannot_be_made_names_the_cause(tmp_path: Path) -> None:
+    """Files whose fields have other types: the library's own error does not say why."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", [{"text": "a"}])
+    write_jsonl(folder / "b.jsonl", [{"text": ["b"]}])
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*: .*list<item: string>") as error:
+        load(f"hf://{folder}")
+    assert "\n" not in str(error.value)
