@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from recipes.gpu_check.section import Section, format_table
-from recipes.parity.cells import BFLOAT16, COMPILE, GRAPHS
+from recipes.parity.cells import COMPILE, GRAPHS
+from recipes.parity.tolerance import BFLOAT16
 from recipes.parity.world import Case, Device, Result, run_cases
 
 # The paper's dense 0.5B (method section 2), one GPU's share of a batch.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from recipes.parity.cells import Tolerance
+from recipes.parity.tolerance import Tolerance
 from recipes.parity.world import Result, relative_difference
 
 LOSSES = ("loss_metrics/global_avg_loss", "loss_metrics/ntp_loss", "loss_metrics/nitp_loss")

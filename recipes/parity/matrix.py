@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recipes.parity import problem
-from recipes.parity.cells import Selected, Tolerance
+from recipes.parity.cells import Selected
 from recipes.parity.compare import Comparison, compare
+from recipes.parity.tolerance import Tolerance
 from recipes.parity.world import Case, Device, Failure, Result, run_cases
 
 

@@ -15,8 +15,8 @@ import torchtitan.models
 from torchtitan.trainer import Trainer
 
 from recipes.data.tokenizer import save_bpe_tokenizer
-from recipes.parity.cells import FLOAT32, Tolerance
 from recipes.parity.compare import compare
+from recipes.parity.tolerance import FLOAT32, Tolerance
 from recipes.parity.world import Case, Failure, Result, run_cases
 
 BASELINE = "_baseline"

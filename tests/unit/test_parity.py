@@ -14,9 +14,10 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from recipes.config import load_config
 from recipes.parity import cells, problem, report, worker
-from recipes.parity.cells import CELLS, Cell, Tolerance, select_cells
+from recipes.parity.cells import CELLS, Cell, select_cells
 from recipes.parity.compare import compare
 from recipes.parity.masking import mask_prompts
+from recipes.parity.tolerance import CUDA, EXACT, FLOAT32, Tolerance
 from recipes.parity.worker import merge, rank_environment
 from recipes.parity.world import Case, Result, run_cases, worker_environment
 
@@ -101,8 +102,8 @@ def test_a_pattern_fits_names_with_or_without_the_model(pattern, expected):
 
 
 def test_cuda_tolerances_only_widen_and_leave_exact_cells_exact():
-    assert CELLS["fsdp_2"].tolerance_on("cuda") == cells.CUDA
-    assert CELLS["weight_0_1"].tolerance_on("cuda") == cells.EXACT
+    assert CELLS["fsdp_2"].tolerance_on("cuda") == CUDA
+    assert CELLS["weight_0_1"].tolerance_on("cuda") == EXACT
     wide = Tolerance(0.1, 0.1, "a reason of its own")
     assert replace(CELLS["fsdp_2"], tolerance=wide).tolerance_on("cuda") == wide
 
@@ -160,7 +161,7 @@ def make_result(**changes) -> Result:
 
 
 def test_equal_runs_pass_at_zero_tolerance():
-    assert compare(make_result(), make_result()).find_excess(cells.EXACT) == ""
+    assert compare(make_result(), make_result()).find_excess(EXACT) == ""
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_equal_runs_pass_at_zero_tolerance():
     ],
 )  # fmt: skip
 def test_the_largest_error_of_each_kind_is_named(changes, expected):
-    assert compare(make_result(**changes), make_result()).find_excess(cells.FLOAT32) == expected
+    assert compare(make_result(**changes), make_result()).find_excess(FLOAT32) == expected
 
 
 def test_metrics_may_have_a_tolerance_of_their_own():
@@ -196,7 +197,7 @@ def test_metrics_may_have_a_tolerance_of_their_own():
 
 def test_the_gradient_ratio_may_be_missing_as_under_tensor_parallelism():
     metrics = [{k: v for k, v in make_result().metrics[0].items() if k != "nitp/grad_ratio"}]
-    assert compare(make_result(metrics=metrics), make_result()).find_excess(cells.EXACT) == ""
+    assert compare(make_result(metrics=metrics), make_result()).find_excess(EXACT) == ""
 
 
 def test_a_missing_step_is_an_error():
