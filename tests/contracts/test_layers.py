@@ -148,8 +148,9 @@ def test_no_files_import_each_other():
     )
 
 
-def test_the_mathematics_imports_only_torch():
-    assert roots(ROOT / "nitp/objective.py") <= {"torch", "collections"}
+@pytest.mark.parametrize("name", ["nitp/objective.py", "nitp/geometry.py"])
+def test_the_mathematics_imports_only_torch(name):
+    assert roots(ROOT / name) <= {"torch", "collections", "typing"}
 
 
 def test_the_sequence_runs_on_torch_alone():
