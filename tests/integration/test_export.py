@@ -174,7 +174,8 @@ def test_readers_learn_the_context_and_the_special_tokens(folders, tmp_path):
     path = tmp_path / "t" / "tokenizer_config.json"
     path.write_text(json.dumps(read_json(path) | {"bos_token": "a"}))
     settings = resolve_settings(DENSE, [*SMALL, f"--tokenizer.path={tmp_path / 't'}"])
-    named = build_hf_config(settings, build_model(settings), torch.bfloat16)
+    encoder = export_run._load_encoder(settings)
+    named = build_hf_config(settings, build_model(settings), encoder, torch.bfloat16)
     assert (
         named["bos_token_id"] == read_json(tmp_path / "t" / "tokenizer.json")["model"]["vocab"]["a"]
     )
@@ -184,7 +185,7 @@ def test_a_tokenizer_that_transformers_reads_differently_fails(
     folders, runs, tmp_path, monkeypatch
 ):
     texts = ["def f(x):", "a word"]
-    check = partial(check_tokenizer, folders["llama_tied"])
+    check = partial(check_tokenizer, folders["llama_tied"], bos_id=None)
     tokenizer = Tokenizer.from_file(str(folders["llama_tied"] / "tokenizer.json"))
     rows = [tokenizer.encode(text).ids for text in texts]
     check(texts, rows)
@@ -193,7 +194,9 @@ def test_a_tokenizer_that_transformers_reads_differently_fails(
             check(texts, wrong)
     seen = []
     monkeypatch.setattr(
-        export_run, "check_tokenizer", lambda folder, texts, rows: seen.append((texts, rows))
+        export_run,
+        "check_tokenizer",
+        lambda folder, texts, rows, bos_id: seen.append((texts, rows)),
     )
     export(runs["llama_tied"], tmp_path / "out")
     ((texts, rows),) = seen

@@ -75,6 +75,7 @@ def _run_case(num_ranks: int, corpus: Corpus) -> Case:
         "--validation.enable", f"--validation.steps={VALIDATION_STEPS}",
         "--training.local_batch_size=1", "--optimizer.lr=1e-2", "--lr_scheduler.warmup_steps=2",
         "--lr_scheduler.decay_ratio=0.5", f"--lr_scheduler.total_steps={len(LEARNING_RATES)}",
+        f"--training.steps={len(LEARNING_RATES)}",
         "--optimizer.betas=[0.9, 0.95]", "--optimizer.eps=1e-3", "--optimizer.weight_decay=0.1",
     )  # fmt: skip
     case.num_steps, case.validate, case.masks_prompts = len(LEARNING_RATES), True, True
