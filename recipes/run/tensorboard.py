@@ -15,6 +15,7 @@ from torchtitan.components.metrics import (
     TensorBoardLogger,
 )
 from torchtitan.distributed import ParallelDims
+from torchtitan.tools.logging import logger
 
 from nitp._torchtitan import get_metrics_rank
 from nitp.metrics import NITPMetricsProcessor
@@ -25,10 +26,21 @@ _MAX_QUEUE = 1000
 
 class CurvesLogger(TensorBoardLogger):
     """TorchTitan's, but its folder comes with the first value: a start that fails before leaves no
-    empty curves."""
+    empty curves. Where they cannot be written any more the run goes on without, and says so once.
+    """
 
     def __init__(self, folder: Path, tag: str | None) -> None:
         self.folder, self.tag = folder, tag
+        self._has_failed = False
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        if self._has_failed:
+            return
+        try:
+            super().log(metrics, step)
+        except Exception as error:  # the disk's, or what TensorBoard's writing thread makes of it
+            self._has_failed = True
+            logger.warning(f"From step {step} on {self.folder} has no curves: {error!r}")
 
     @cached_property
     def writer(self) -> SummaryWriter:

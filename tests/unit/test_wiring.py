@@ -14,6 +14,7 @@ from torchtitan.distributed import ParallelDims
 from nitp.loss import NITPLoss
 from nitp.metrics import NITPMetricsProcessor
 from recipes.run.metrics import RunMetricsProcessor
+from recipes.run.tensorboard import CurvesLogger
 from recipes.run.validate import RunValidator
 
 
@@ -64,6 +65,16 @@ def test_color_is_for_terminals_and_no_color_turns_it_off(
     dims = ParallelDims.from_config(ParallelismConfig(), 1)
     metrics: Any = RunMetricsProcessor.Config().build(parallel_dims=dims)
     assert bool(metrics.color.red) == has_color
+
+
+def test_curves_that_cannot_be_written_are_one_warning_and_no_failure(tmp_path, caplog):
+    (tmp_path / "tb").write_text("a file where the folder would be")
+    curves = CurvesLogger(tmp_path / "tb" / "start", None)
+    for step in (3, 4):
+        curves.log({"loss": 1.0}, step)
+    curves.close()
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warning.startswith("From step 3 on ") and "has no curves" in warning
 
 
 def test_a_loss_that_is_not_attached_says_so():
