@@ -92,21 +92,27 @@ def run(
         return report_error(error, 2)
     from torchtitan.tools.logging import logger
 
-    from recipes.run.job import init_logging, run_job
+    from recipes.run.job import Job, init_logging
     from recipes.run.peers import PeerWatch
 
     init_logging()
     for change in changes:
         logger.info(f"Changed since the run began: {change}")
-    with PeerWatch(before_end=release) as peers:
+    job = Job(config)
+
+    def give_up() -> None:
+        job.remove_shared_logs()
+        release()
+
+    with PeerWatch(job.remove_own_log, give_up) as peers:
         try:
-            is_over = run_job(config)
+            is_over = job.run()
             if is_over and settings.values["export"]["enable"] and os.environ["RANK"] == "0":
                 _export(settings)
         except Exception as error:
             if peers.claim_report():
                 print_error(error)
-            peers.give_way_to_rank_0()
+            peers.leave()
             return 2 if isinstance(error, SettingsError) else 1
     return 0
 

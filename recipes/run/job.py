@@ -22,49 +22,63 @@ def init_logging() -> None:
         logger.setLevel(logging.WARNING)
 
 
-def run_job(config: RunTrainer.Config) -> bool:
-    """Train, save, and say where everything lies; whether the run has come to its end.
+class Job:
+    """A training job of this process, and what it leaves behind if it fails at its start."""
 
-    A job that fails before its first step is done leaves nothing that it wrote.
-    """
-    trainer = None
-    new = [path for path in _log_paths(config) if not path.exists()]
-    if not _saves(config):
-        logger.warning("This run saves nothing: checkpoint.enable is false or load_only is true.")
-    try:
-        trainer = config.build()
-        trainer.train()
-        if torch.distributed.get_rank() == 0:
-            _log_closing_lines(trainer)
-    except Exception:
-        if trainer is None or trainer.num_steps_run == 0:
-            _remove_logs(new)
-        raise
-    finally:
-        if trainer is not None:
-            trainer.close()
-    torch.distributed.destroy_process_group()
-    return trainer.step >= config.training.steps or trainer.is_out_of_data
+    def __init__(self, config: RunTrainer.Config) -> None:
+        self.config = config
+        self._trainer: RunTrainer | None = None
+        # Looked at before the ranks meet, by the one that owns the directory: no other rank has
+        # written there.
+        paths = _log_paths(config) if os.environ["RANK"] == "0" else []
+        self._new_paths = [path for path in paths if not path.exists()]
+
+    def run(self) -> bool:
+        """Train, save, and say where everything lies; whether the run has come to its end."""
+        if not _saves(self.config):
+            logger.warning(
+                "This run saves nothing: checkpoint.enable is false or load_only is true."
+            )
+        try:
+            self._trainer = trainer = self.config.build()
+            trainer.train()
+            if torch.distributed.get_rank() == 0:
+                _log_closing_lines(trainer)
+        finally:
+            if self._trainer is not None:
+                self._trainer.close()
+        torch.distributed.destroy_process_group()
+        return trainer.step >= self.config.training.steps or trainer.is_out_of_data
+
+    def remove_own_log(self) -> bool:
+        """Remove the structured log of this process, unless a step is done; whether none is."""
+        if self._has_stepped():
+            return False
+        structured = logging.getLogger("torchtitan.structured_logger")
+        for handler in list(structured.handlers):
+            if isinstance(handler, logging.FileHandler):
+                structured.removeHandler(handler)  # a closed one would open its file again
+                handler.close()
+                Path(handler.baseFilename).unlink(missing_ok=True)
+        return True
+
+    def remove_shared_logs(self) -> None:
+        """Remove, unless a step is done, the file and the empty folders that were not there when
+        the job began. On rank 0, when the other ranks have removed their own."""
+        for path in [] if self._has_stepped() else self._new_paths:
+            with suppress(OSError):  # not there, or not empty
+                path.rmdir() if path.is_dir() else path.unlink()
+
+    def _has_stepped(self) -> bool:
+        return self._trainer is not None and self._trainer.num_steps_run > 0
 
 
 def _log_paths(config: RunTrainer.Config) -> list[Path]:
-    """What TorchTitan writes while it builds the trainer: two folders, and a file on rank 0."""
+    """What TorchTitan writes while it builds the trainer: two folders and a file."""
     names = ["structured_logs", config.comm.save_traces_folder]
-    if config.debug.save_config_file is not None and os.environ["RANK"] == "0":
+    if config.debug.save_config_file is not None:
         names.append(config.debug.save_config_file)
     return [Path(config.dump_folder, name) for name in names]
-
-
-def _remove_logs(new: list[Path]) -> None:
-    """The structured log of this process and, of the paths that were not there when it began, the
-    files and the folders that are empty."""
-    for handler in logging.getLogger("torchtitan.structured_logger").handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.close()
-            Path(handler.baseFilename).unlink(missing_ok=True)
-    for path in new:
-        with suppress(OSError):  # not there, or not empty
-            path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _log_closing_lines(trainer: RunTrainer) -> None:

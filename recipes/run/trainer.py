@@ -26,6 +26,7 @@ from recipes.run.folder import save_config
 from recipes.run.health import StepData, StepHealth, Verdict
 from recipes.run.lock import check_owner
 from recipes.run.metrics import RunMetricsProcessor
+from recipes.run.peers import wait_for_rank_0
 from recipes.stop import StopRequest
 
 _MAX_SKIPPED_IN_A_ROW = 10
@@ -85,15 +86,18 @@ class RunTrainer(NITPTrainer):
         self._health = StepHealth(self.device)
 
     def init_distributed(self) -> ParallelDims:
+        is_alone = self.config.comm.mode != "default"
+        if not is_alone:
+            wait_for_rank_0(self.config.comm.init_timeout_seconds)
+        # No rank writes before: now rank 0 owns the directory.
         dims = super().init_distributed()
         check_expert_ranks(dims)
-        # Not before: now rank 0 owns the directory.
         sl.init_structured_logger(
             source="training",
             output_dir=self.config.dump_folder,
             enable=self.config.debug.enable_structured_logging,
         )
-        if self.config.comm.mode == "default":
+        if not is_alone:
             check_ranks_agree(self.config.settings.values, self.config.dataloader.data)
         return dims
 

@@ -35,8 +35,9 @@ def dawdle(seconds: float, rank: int) -> None:
     RunTrainer.train_step = train_late
 
 
-def fail_at_the_first_batch(rank: int) -> None:
+def fail_at_the_first_batch(rank: int, after_s: tuple[float, ...] = (0, 0)) -> None:
     def fail(self):
+        time.sleep(after_s[rank])
         raise ValueError("data/shard.jsonl:7 is not valid JSON. Remove the line.")
         yield
 
@@ -46,7 +47,7 @@ def fail_at_the_first_batch(rank: int) -> None:
 def owner(folder: Path, tmp_path: Path, *arguments: str) -> Rank:
     """A job in the middle of its run."""
     (rank,) = start(
-        [*RUN, f"--job.dump_folder={folder}", *arguments],
+        [*RUN, f"--job.dump_folder={folder}", "--comm.trace_buf_size=0", *arguments],
         tmp_path / "owner", before=functools.partial(dawdle, 0.2),
     )  # fmt: skip
     rank.wait_for("step      3  loss")
@@ -88,6 +89,7 @@ def test_a_second_job_is_refused_and_the_owner_loses_nothing(tmp_path, arguments
     assert second[1].wait() != 0
     assert_whole(first, folder)
     assert not (folder / "structured_logs").exists(), "the second wrote nothing there"
+    assert not (folder / "comm_traces").exists(), "nor did the second's other rank"
 
 
 def test_a_job_that_fails_in_the_folder_around_a_run_leaves_the_run_alone(tmp_path):
@@ -167,15 +169,26 @@ def test_a_job_that_lost_its_directory_stops_and_neither_saves_nor_deletes(tmp_p
     assert "node9" in path.read_text(), "nor does it give up the other's lock"
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
-def test_a_start_that_fails_before_its_first_step_is_done_leaves_nothing(tmp_path, num_ranks):
+@pytest.mark.parametrize(
+    "after_s",
+    [
+        (0,),
+        # When the first has given the directory up, the second has not removed its log.
+        (0, 2),
+        (99, 0),
+        pytest.param((0, 99), marks=pytest.mark.slow),
+    ],
+    ids=["one rank", "the second fails later", "the first is busy", "the second is busy"],
+)
+def test_a_start_that_fails_before_its_first_step_is_done_leaves_nothing(tmp_path, after_s):
     folder = tmp_path / "runs" / "run"
     ranks = start(
         [*RUN, f"--job.dump_folder={folder}",
          "--debug.enable_structured_logging=true", "--debug.save_config_file=config.json"],
-        tmp_path / "log", num_ranks, before=fail_at_the_first_batch,
+        tmp_path / "log", len(after_s),
+        before=functools.partial(fail_at_the_first_batch, after_s=after_s),
     )  # fmt: skip
-    assert wait(ranks) == [1] * num_ranks
+    assert wait(ranks) == [1] * len(after_s)
     assert len(all_errors(ranks)) == 1
     assert os.listdir(tmp_path / "runs") == []
 
