@@ -1,29 +1,26 @@
-"""Which of TorchTitan's techniques run with NITP; the others are refused by name at start-up."""
+"""Which of TorchTitan's techniques run with NITP and its measurements; the others are refused by
+name at start-up."""
 
 from torchtitan.config import ParallelismConfig
+from torchtitan.models.common.decoder import Decoder
 from torchtitan.trainer import Trainer
 
-from nitp.config import NITPConfig
+from nitp.config import GeometryConfig, NITPConfig
+from nitp.loss import MeasuredLoss
 
 
-def check_composition(config: Trainer.Config, nitp: NITPConfig) -> None:
-    """Raise ValueError naming the option of `config` that does not run with NITP."""
+def check_composition(config: Trainer.Config, nitp: NITPConfig, geometry: GeometryConfig) -> None:
+    """Raise ValueError naming the option of `config` that does not run with NITP, or with the
+    measurements of a run that has them."""
+    if geometry.enable and isinstance(config.loss, MeasuredLoss.Config):
+        _check_geometry(config, geometry)
     if not nitp.is_active:
         return
     nitp.check_steps(config.training.steps)
     parallelism = config.parallelism
     tp, cp = parallelism.tensor_parallel_degree, parallelism.context_parallel_degree
     pp = parallelism.pipeline_parallel_degree
-    backend = parallelism.spmd_backend
-    if backend == "full_dtensor" or (backend == "partial_dtensor" and tp > 1):
-        raise ValueError(
-            f'parallelism.spmd_backend ("{backend}") must be "spmd_types", the default, or '
-            '"partial_dtensor" without tensor parallelism: NITP works on plain tensors.'
-        )
-    if config.debug.spmd_typechecking:
-        raise ValueError(
-            "debug.spmd_typechecking (true) must be false: NITP's tensors carry no SPMD types."
-        )
+    _check_plain_tensors(config, "nitp.enable = false")
     if cp > 1 and parallelism.context_parallel_load_balancer == "ptrr":
         raise ValueError(
             'parallelism.context_parallel_load_balancer ("ptrr") must be "headtail" or "none": '
@@ -43,6 +40,40 @@ def check_composition(config: Trainer.Config, nitp: NITPConfig) -> None:
             f"training.seq_len ({seq_len}) must be a multiple of loss.num_chunks ({num_chunks}) "
             f"times the tensor-parallel ({tp}) and context-parallel ({cp}) degrees. Lower "
             "loss.num_chunks or change training.seq_len."
+        )
+
+
+def _check_plain_tensors(config: Trainer.Config, remedy: str) -> None:
+    backend, tp = config.parallelism.spmd_backend, config.parallelism.tensor_parallel_degree
+    if backend == "full_dtensor" or (backend == "partial_dtensor" and tp > 1):
+        raise ValueError(
+            f'parallelism.spmd_backend ("{backend}") must be "spmd_types", the default, or '
+            '"partial_dtensor" without tensor parallelism: NITP and its measurements work on plain '
+            f"tensors. Leave it out, or set {remedy}."
+        )
+    if config.debug.spmd_typechecking:
+        raise ValueError(
+            "debug.spmd_typechecking (true) must be false: the tensors of NITP and its "
+            f"measurements carry no SPMD types. Or set {remedy}."
+        )
+
+
+def _check_geometry(config: Trainer.Config, geometry: GeometryConfig) -> None:
+    _check_plain_tensors(config, "geometry.enable = false")
+    log_freq = config.metrics.log_freq
+    if geometry.freq is not None and geometry.freq % log_freq:
+        raise ValueError(
+            f"geometry.freq ({geometry.freq}) must be a multiple of metrics.log_freq ({log_freq}): "
+            "it is measured at logged steps. Leave it out to measure at each of them."
+        )
+    assert config.model_spec is not None and isinstance(config.model_spec.model, Decoder.Config)
+    depths = geometry.depths(len(config.model_spec.model.layers))
+    pp = config.parallelism.pipeline_parallel_degree
+    if depths and pp > 1:
+        raise ValueError(
+            f"geometry.layers ({geometry.layers}) is not implemented with "
+            f"parallelism.pipeline_parallel_degree ({pp}): labels, which say what to measure, are "
+            "at the last stage only. Leave it out."
         )
 
 

@@ -1,9 +1,9 @@
-"""The options of Next Implicit Token Prediction.
+"""The options of Next Implicit Token Prediction, and of its measurements.
 
 Plain data: no torch, so a command line can check it before anything heavy is imported.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 LossName = Literal["cosine", "mse", "smooth_l1", "kl", "token_cosine"]
@@ -49,12 +49,12 @@ class NITPConfig:
     """Hidden width of the projector over the model dimension. Greater than 0."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            choices = get_args(field.type)
-            value = getattr(self, field.name)
+        for option in fields(self):
+            choices = get_args(option.type)
+            value = getattr(self, option.name)
             if choices and value not in choices:
                 raise ValueError(
-                    f"nitp.{field.name} ({value!r}) is not a valid choice. "
+                    f"nitp.{option.name} ({value!r}) is not a valid choice. "
                     f"Use one of {', '.join(repr(c) for c in choices)}."
                 )
         if self.target_layer < 0:
@@ -103,3 +103,49 @@ class NITPConfig:
                 f"nitp.start_step ({self.start_step}) must be at most training.steps "
                 f"({num_steps}): NITP would never train. Lower it, or set nitp.enable = false."
             )
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class GeometryConfig:
+    """What is measured of the states of each batch (method section 4). Changes no result."""
+
+    enable: bool = True
+    """Whether to measure effective rank and average cosine in training and validation."""
+
+    freq: int | None = None
+    """Steps between two measurements, a multiple of metrics.log_freq; the first step is measured
+    too. None: every logged step."""
+
+    layers: list[int] | Literal["all"] = field(default_factory=list)
+    """Depths to measure as well, to choose nitp.target_layer by: 0 is the embedding output, k the
+    output of layer k. Each costs as much as one of the states that are measured anyway."""
+
+    def __post_init__(self) -> None:
+        if self.freq is not None and self.freq < 1:
+            raise ValueError(
+                f"geometry.freq ({self.freq}) must be at least 1. Leave it out to measure at "
+                "every logged step."
+            )
+        if self.layers != "all" and (
+            len(set(self.layers)) < len(self.layers) or min(self.layers, default=0) < 0
+        ):
+            raise ValueError(
+                f"geometry.layers ({self.layers}) must be different depths from 0 on. "
+                'Use "all" for each.'
+            )
+
+    def depths(self, num_layers: int) -> list[int]:
+        """`layers` of a model of `num_layers` layers, in order. Raises ValueError for one that it
+        does not have."""
+        if self.layers == "all":
+            return list(range(num_layers + 1))
+        if max(self.layers, default=0) > num_layers:
+            raise ValueError(
+                f"geometry.layers ({self.layers}) must be at most the number of layers "
+                f"({num_layers}). Set 0..{num_layers}."
+            )
+        return sorted(self.layers)
+
+    def is_due(self, step: int, log_freq: int) -> bool:
+        """Whether a logged step is measured."""
+        return self.enable and (step == 1 or step % (self.freq or log_freq) == 0)

@@ -16,7 +16,8 @@ def with_nitp(trainer_config: Trainer.Config, nitp: NITPConfig) -> NITPTrainer.C
     or subclasses of NITP's, which are kept. With `nitp.enable = false` or `nitp.weight = 0` all of
     it is kept: the next-token baseline, bit for bit.
 
-    The result's field `nitp` has the options, on TorchTitan's command line too (`--nitp.weight`).
+    The result's field `nitp` has the options, on TorchTitan's command line too (`--nitp.weight`);
+    `geometry` what a run with NITP measures of its states.
 
     Raises ValueError, naming the field, for anything else.
     """

@@ -47,30 +47,37 @@ class NITPOutput(NamedTuple):
 class TappedLayers(ModuleDict):
     """A decoder's `layers` that can show the residual stream between layers.
 
-    Decoders run `for layer in self.layers.values(): h = layer(h, ...)`. Inside `tap()` that loop
-    meets stand-ins which note the stream around the real layer. The note is taken outside the
-    layer's own call, so activation checkpointing does not repeat it and torch.compile and FSDP2,
-    which wrap the layer, do not see it.
+    Decoders run `for layer in self.layers.values(): h = layer(h, ...)`. Inside `tap()`, and once
+    `watch()` was called, that loop meets stand-ins which note the stream around the real layer. The
+    note is taken outside the layer's own call, so activation checkpointing does not repeat it and
+    torch.compile and FSDP2, which wrap the layer, do not see it.
+
+    Depth k is the stream after k layers: the output of layer k-1 and the input of layer k.
     """
 
     _stream: dict[int, torch.Tensor] | None = None
     _depths: frozenset[int] = frozenset()
+    _watched: dict[int, torch.Tensor] | None = None
+    _watched_depths: frozenset[int] = frozenset()
 
     @contextmanager
     def tap(self, depths: set[int]) -> Iterator[dict[int, torch.Tensor]]:
-        """Collect {depth: h_BLD} for those `depths` that this module's layers reach.
-
-        Depth k is the stream after k layers: the output of layer k-1 and the input of layer k.
-        """
+        """Collect {depth: h_BLD} for those `depths` that this module's layers reach."""
         self._stream, self._depths = {}, frozenset(depths)
         try:
             yield self._stream
         finally:
             self._stream = None
 
+    def watch(self, depths: set[int]) -> dict[int, torch.Tensor]:
+        """From now on collect the same of every forward pass. Whoever reads it empties it: what
+        lies there is kept in memory."""
+        self._watched, self._watched_depths = {}, frozenset(depths)
+        return self._watched
+
     def values(self) -> Any:
         layers = super().values()
-        if self._stream is None:
+        if self._stream is None and self._watched is None:
             return layers
         return [
             functools.partial(self._run_and_note, int(name), layer)
@@ -88,6 +95,8 @@ class TappedLayers(ModuleDict):
     def _note(self, depth: int, h_BLD: torch.Tensor) -> None:
         if self._stream is not None and depth in self._depths:
             self._stream[depth] = h_BLD
+        if self._watched is not None and depth in self._watched_depths:
+            self._watched[depth] = h_BLD
 
 
 class NITPDecoder:

@@ -14,7 +14,7 @@ Owns sums that add up over micro-batches and ranks (`StateSums`) and the figures
 (`Moments`, `PairSums`). Knows nothing of models, losses or ranks, and imports only torch.
 
 Shape suffixes: B = batch, L = sequence length, D = model dimension, T = tokens, R = rows of packed
-tokens (the paper's sequences) of all micro-batches, P = parts.
+tokens (the paper's sequences) of all micro-batches.
 Every figure is a float64 scalar on its sums' device, without gradient, and NaN where it does not
 exist: too few states, no pair, a state that is not finite.
 """
@@ -45,6 +45,7 @@ class StateSums(NamedTuple):
     shift_D: torch.Tensor  # near the states: the mean of the first batch that has any
     sum_D: torch.Tensor  # sum h - shift
     product_DD: torch.Tensor  # sum (h - shift) (h - shift)^T
+    num_states: torch.Tensor  # n, int64
     unit_sum_RD: torch.Tensor  # S_b of this rank's part of row b; a zero vector has u = 0
     count_R: torch.Tensor  # n_b of this rank's part of row b, int64; zero vectors count
 
@@ -58,19 +59,28 @@ def build_sums(
 ) -> StateSums:
     """Sums over no states, and the dtype that states are computed in.
 
-    num_rows: R, of all micro-batches up to the next `zero_`.
+    num_rows: R, of all micro-batches up to the next `zero_` or `zero_rows_`.
     """
 
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
 
+    num_states = torch.zeros((), dtype=torch.int64, device=device)
     count_R = torch.zeros(num_rows, dtype=torch.int64, device=device)
-    return StateSums(zeros(dim), zeros(dim), zeros(dim, dim), zeros(num_rows, dim), count_R)
+    rows = zeros(num_rows, dim), count_R
+    return StateSums(zeros(dim), zeros(dim), zeros(dim, dim), num_states, *rows)
 
 
 def zero_(sums: StateSums) -> None:
     for x in sums:
         x.zero_()
+
+
+def zero_rows_(sums: StateSums) -> None:
+    """Free the numbers of rows for others, as once `pair_sums` has been taken of these. Everything
+    but the rows stays."""
+    sums.unit_sum_RD.zero_()
+    sums.count_R.zero_()
 
 
 @torch.no_grad()
@@ -89,10 +99,11 @@ def update_(
     mask_BL1 = mask_BL.unsqueeze(-1)
     # Not any one state: the first of a row may be an attention sink, far from all others.
     mean_D = h_BLD.masked_fill(~mask_BL1, 0.0).sum((0, 1)) / mask_BL.sum().clamp(min=1)
-    sums.shift_D.copy_(torch.where(sums.count_R.sum() == 0, mean_D, sums.shift_D))
+    sums.shift_D.copy_(torch.where(sums.num_states == 0, mean_D, sums.shift_D))
     x_TD = (h_BLD - sums.shift_D).masked_fill(~mask_BL1, 0.0).flatten(0, 1)
     sums.sum_D.add_(x_TD.sum(0))
     sums.product_DD.addmm_(x_TD.T, x_TD)
+    sums.num_states.add_(mask_BL.sum())
     unit_BLD = _unit(h_BLD).masked_fill(~mask_BL1, 0.0)
     sums.unit_sum_RD.index_add_(0, row_B, unit_BLD.sum(1))
     sums.count_R.index_add_(0, row_B, mask_BL.sum(1))
@@ -114,6 +125,17 @@ class Moments(NamedTuple):
     mean_D: torch.Tensor
     scatter_DD: torch.Tensor  # sum (h - mean) (h - mean)^T: n times the covariance
 
+    def scatter_about(self, mean_D: torch.Tensor) -> torch.Tensor:
+        """sum (h - mean) (h - mean)^T about another mean. About that of a union of disjoint parts,
+        as of ranks or batches, they add up to the union's scatter:
+
+            sum_p  scatter_p + n_p (mean_p - mean) (mean_p - mean)^T
+
+        Being centred, they may be added in float32, and a triangle of each is enough.
+        """
+        offset_D = self.mean_D - mean_D
+        return self.scatter_DD + self.num_states * offset_D.outer(offset_D)
+
     def effective_rank(self) -> torch.Tensor:
         """exp of the entropy of the covariance's eigenvalues, in [1, min(n - 1, D)] (method
         section 4; Roy & Vetterli's definition takes singular values).
@@ -131,25 +153,10 @@ class Moments(NamedTuple):
 
 def centre(sums: StateSums) -> Moments:
     """The moments of the states that were added, whatever the shift."""
-    num_states = sums.count_R.sum().double()
+    num_states = sums.num_states.double()
     offset_D = sums.sum_D.double() / num_states.clamp(min=1)  # of the mean from the shift
     scatter_DD = sums.product_DD.double() - num_states * offset_D.outer(offset_D)
     return Moments(num_states, sums.shift_D.double() + offset_D, scatter_DD)
-
-
-def merge_moments(
-    count_P: torch.Tensor, mean_PD: torch.Tensor, scatter_sum_DD: torch.Tensor
-) -> Moments:
-    """Moments of the union of disjoint parts, as of ranks or batches, in any order.
-
-    scatter = sum_p scatter_p + sum_p n_p (mean_p - mean) (mean_p - mean)^T
-    count_P, mean_PD: gathered, float64. scatter_sum_DD: the first term; being centred, it may
-    have been summed in float32, and a triangle of it is enough to send.
-    """
-    num_states = count_P.sum()
-    mean_D = count_P @ mean_PD / num_states.clamp(min=1)
-    between_PD = (mean_PD - mean_D) * count_P.sqrt().unsqueeze(-1)
-    return Moments(num_states, mean_D, scatter_sum_DD.double() + between_PD.T @ between_PD)
 
 
 # ------------------------------------------------- cosines and the constant's loss, in float64

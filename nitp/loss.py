@@ -19,6 +19,7 @@ from nitp._torchtitan import GradAccumulator
 from nitp.config import NITPConfig
 from nitp.decoder import NITPOutput
 from nitp.fsdp import hold_stage, one_projector_sync
+from nitp.meter import GeometryMeter
 from nitp.projector import PROJECTOR_NAME
 from nitp.sequence import SequenceShards
 
@@ -45,7 +46,32 @@ class _Attached(NamedTuple):
     sums: torch.Tensor
 
 
-class NITPLoss(ChunkedLossWrapper):
+class MeasuredLoss(ChunkedLossWrapper):
+    """TorchTitan's loss, which shows the states that it gets to a meter first, if it has one.
+
+    Call, value and gradient are ChunkedLossWrapper's.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(ChunkedLossWrapper.Config):
+        pass
+
+    meter: GeometryMeter | None = None
+    """The trainer has it after the loss. None: nothing is measured."""
+
+    def __call__(
+        self,
+        pred: Any,
+        labels: torch.Tensor,
+        global_valid_tokens: torch.Tensor | None = None,
+        **loss_inputs: Any,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if self.meter is not None:
+            self.meter.add_hidden(pred, labels)
+        return super().__call__(pred, labels, global_valid_tokens, **loss_inputs)
+
+
+class NITPLoss(MeasuredLoss):
     """L_total = L_NTP + lambda * L_NITP (Eq. 4) on the output of an NITP decoder.
 
     Call: (tuple NITPOutput, labels_BL, global_valid_tokens) -> (scalar, {}). The scalar is this
@@ -58,7 +84,7 @@ class NITPLoss(ChunkedLossWrapper):
     """
 
     @dataclass(kw_only=True, slots=True)
-    class Config(ChunkedLossWrapper.Config):
+    class Config(MeasuredLoss.Config):
         pass
 
     def __init__(self, config: Config, *, compile_config: CompileConfig | None = None) -> None:
@@ -140,6 +166,8 @@ class NITPLoss(ChunkedLossWrapper):
         source_BLD = shards.take_slice(out.source_BLD)
         weight_BL = shards.take_slice(out.pair_weight_BL)
         target_BLD = shards.shift_targets(out.z_BLD.detach(), self.nitp.shift)
+        if self.meter is not None:
+            self.meter.add_targets(target_BLD, weight_BL != 0)
 
         grad_source = self._grad_accumulator(source_BLD) if is_training else None
         grad_target = self._grad_accumulator(target_BLD) if moves_target else None

@@ -1,6 +1,8 @@
 """NITP's figures among TorchTitan's metrics: global means, reduced at log steps only."""
 
 import math
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,8 +10,12 @@ import torch
 from torch.distributed.tensor import DTensor
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.distributed.utils import dist_sum_tensor
+from torchtitan.tools.logging import logger
 
+from nitp import geometry
+from nitp.geometry import Moments
 from nitp.loss import NITPLoss, Sum
+from nitp.meter import GeometryMeter
 from nitp.projector import PROJECTOR_NAME
 
 
@@ -32,6 +38,20 @@ class _Attached(NamedTuple):
 
     loss: NITPLoss | None
     max_norm: float
+    meter: GeometryMeter | None
+
+
+class _Pending(NamedTuple):
+    """Figures that another thread works on."""
+
+    step: int
+    tags: Future[dict[str, float]]
+
+
+_NITP_LOSS = {
+    "geometry/": "loss_metrics/nitp_loss",
+    "validation_metrics/": "validation_metrics/nitp_loss",
+}
 
 
 class NITPMetricsProcessor(MetricsProcessor):
@@ -43,6 +63,12 @@ class NITPMetricsProcessor(MetricsProcessor):
     `nitp/projector_grad_norm` before clipping; `nitp/grad_ratio` norm of lambda dL_NITP over norm
     of dL_NTP, both at the decoder's output (not under tensor parallelism, where it would cost a
     reduction of the whole gradient).
+
+    Of the states that the loss's meter has seen, from the ranks that hold the loss:
+    `geometry/average_cosine` and `nitp/constant_loss`, `nitp/skill` for the cosine loss, the
+    same under `validation_metrics/`. `effective_rank` is of the first of these ranks alone, and
+    comes when its eigenvalues are known: before what is logged next, under its own step. A figure
+    that does not exist is left out.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -53,14 +79,20 @@ class NITPMetricsProcessor(MetricsProcessor):
         super().__init__(config, **kwargs)
         self._attached: _Attached | None = None
         self._step: StepContext | None = None
+        self.last_tags: dict[str, float] = {}
+        """NITP's, of what was logged last."""
+        self._pending: deque[_Pending] = deque()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="eigenvalues")
 
-    def attach(self, *, loss: NITPLoss | None, max_norm: float) -> None:
-        """Take the loss whose sums are logged, None in a run without NITP, and the norm that
-        gradients are clipped to.
+    def attach(
+        self, *, loss: NITPLoss | None, max_norm: float, meter: GeometryMeter | None
+    ) -> None:
+        """Take the loss whose sums are logged, None in a run without NITP; the norm that gradients
+        are clipped to; and the meter of the states, None where nothing is measured.
 
         TorchTitan builds the loss after this. Nothing is logged before this call: RuntimeError.
         """
-        self._attached = _Attached(loss, max_norm)
+        self._attached = _Attached(loss, max_norm, meter)
 
     def start_step(self, context: StepContext) -> None:
         """Take what is known of a step's global batch. Every step with NITP starts with it."""
@@ -74,17 +106,41 @@ class NITPMetricsProcessor(MetricsProcessor):
         grad_norm: float,
         extra_metrics: dict[str, Any] | None = None,
     ) -> None:
-        metrics = (extra_metrics or {}) | self.training_metrics(global_avg_loss, grad_norm)
-        super().log(step, global_avg_loss, global_max_loss, grad_norm, metrics)
+        self.log_pending()
+        metrics = self.training_metrics(global_avg_loss, grad_norm)
+        meter = self._run.meter
+        if meter is not None and meter.options.is_due(step, self.config.log_freq):
+            metrics |= self._measure(meter, step, "geometry/", "nitp/", metrics)
+        self.last_tags = metrics
+        super().log(
+            step, global_avg_loss, global_max_loss, grad_norm, (extra_metrics or {}) | metrics
+        )
 
     def log_validation(
         self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
     ) -> None:
-        super().log_validation(loss, step, (extra_metrics or {}) | self.validation_metrics())
+        self.log_pending()
+        metrics = self.validation_metrics()
+        meter, prefix = self._run.meter, "validation_metrics/"
+        if meter is not None:
+            metrics |= self._measure(meter, step, prefix, prefix, metrics)
+        self.last_tags = metrics
+        super().log_validation(loss, step, (extra_metrics or {}) | metrics)
+
+    def log_pending(self) -> None:
+        """Log the effective ranks that are being computed, when they are known."""
+        while self._pending:
+            step, tags = self._pending.popleft()
+            self.logger.log(tags.result(), step)
+
+    def close(self) -> None:
+        self.log_pending()
+        self._thread.shutdown()
+        super().close()
 
     def training_metrics(self, global_avg_loss: float, grad_norm: float) -> dict[str, float]:
         """NITP's tags of the step that has run. Collective."""
-        loss, max_norm = self._run
+        loss, max_norm = self._run.loss, self._run.max_norm
         if loss is None:
             return {"loss_metrics/ntp_loss": global_avg_loss}
         if self._step is None:
@@ -112,12 +168,32 @@ class NITPMetricsProcessor(MetricsProcessor):
 
     def validation_metrics(self) -> dict[str, float]:
         """NITP's tags of the validation that has run. Collective."""
-        loss, _ = self._run
+        loss = self._run.loss
         if loss is None:
             return {}
         sums = self._reduced_sums(loss)
         nitp_loss = float(sums[Sum.NITP] / sums[Sum.WEIGHT].clamp(min=1))
         return {"validation_metrics/nitp_loss": nitp_loss}
+
+    def _measure(
+        self,
+        meter: GeometryMeter,
+        step: int,
+        prefix: str,
+        nitp_prefix: str,
+        metrics: dict[str, float],
+    ) -> dict[str, float]:
+        """Tags of the meter's figures; the effective ranks follow. Collective."""
+        loss, reading = self._run.loss, meter.read()
+        tags = {f"{prefix}{name}average_cosine": x for name, x in reading.average_cosine.items()}
+        if loss is not None and loss.nitp.loss == "cosine":
+            nitp_loss = metrics.get(_NITP_LOSS[prefix], math.nan)
+            tags[f"{nitp_prefix}constant_loss"] = reading.constant_loss
+            tags[f"{nitp_prefix}skill"] = geometry.skill(nitp_loss, reading.constant_loss)
+        if reading.moments:
+            ranks = self._thread.submit(_effective_ranks, prefix, reading.moments)
+            self._pending.append(_Pending(step, ranks))
+        return _existing(tags)
 
     @property
     def _run(self) -> _Attached:
@@ -143,3 +219,17 @@ class NITPMetricsProcessor(MetricsProcessor):
         grads = [p.grad for p in projector.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def _effective_ranks(prefix: str, moments: dict[str, Moments]) -> dict[str, float]:
+    tags = {}
+    for name, each in moments.items():
+        try:
+            tags[f"{prefix}{name}effective_rank"] = each.effective_rank().item()
+        except torch.linalg.LinAlgError as error:  # a run goes on without this figure
+            logger.warning(f"{prefix}{name}effective_rank is left out: {error}")
+    return _existing(tags)
+
+
+def _existing(tags: dict[str, float]) -> dict[str, float]:
+    return {tag: value for tag, value in tags.items() if not math.isnan(value)}

@@ -22,7 +22,7 @@ from nitp._torchtitan import built_class
 from nitp.checkpoint import NITPCheckpointManager, without_projector
 from nitp.config import NITPConfig
 from nitp.decoder import NITPDecoder, nitp_decoder_class
-from nitp.loss import NITPLoss
+from nitp.loss import MeasuredLoss, NITPLoss
 from nitp.metrics import NITPMetricsProcessor
 from nitp.parallelize import wrap_parallelize, wrap_pipelining
 from nitp.projector import build_projector_config
@@ -120,7 +120,7 @@ def _convert_loss(loss: Any) -> NITPLoss.Config:
     """The same cross entropy in the same chunks, joined by NITP."""
     if isinstance(loss, NITPLoss.Config):
         return loss
-    is_chunked = type(loss) is ChunkedLossWrapper.Config
+    is_chunked = type(loss) in (ChunkedLossWrapper.Config, MeasuredLoss.Config)
     if not is_chunked or type(loss.loss_fn) is not CrossEntropyLoss.Config:
         raise ValueError(
             f"loss ({type(loss).__qualname__}) must be ChunkedLossWrapper over CrossEntropyLoss: "

@@ -124,6 +124,10 @@ class SequenceShards:
             return x_BL
         return x_BL.chunk(self.tp_group.size(), dim=1)[self.tp_group.rank()]
 
+    def take_layer_slice(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        """The same of the residual stream, as it arrives."""
+        return x_BLD if self.layers_are_sliced else self.take_slice(x_BLD)
+
     def embed_slice(self, grad_BLD: torch.Tensor) -> torch.Tensor:
         """Gradient of the whole from the gradient of `take_slice`: zero elsewhere.
 
@@ -138,8 +142,7 @@ class SequenceShards:
         """Targets of this rank's slice of positions, from E_k(x) as it arrives, detached."""
         if self.layout is None:
             return objective.shift_targets(z_BLD, shift)
-        if not self.layers_are_sliced:
-            z_BLD = self.take_slice(z_BLD)
+        z_BLD = self.take_layer_slice(z_BLD)
         if shift == 0:
             return z_BLD
         return shift_sharded(z_BLD, self.layout, self.cp_group, self.tp_group)

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 from torchtitan.distributed.utils import dist_sum_tensor
 from torchtitan.trainer import Trainer
 
 from nitp.compose import check_composition
-from nitp.config import NITPConfig
-from nitp.loss import NITPLoss
+from nitp.config import GeometryConfig, NITPConfig
+from nitp.loss import MeasuredLoss, NITPLoss
+from nitp.meter import GeometryMeter
 from nitp.metrics import NITPMetricsProcessor, StepContext
 from nitp.pairs import PAIR_WEIGHT, pair_mask, shard_pair_weight
 from nitp.parts import fit_parts
@@ -27,25 +29,58 @@ class NITPTrainer(Trainer):
     @dataclass(kw_only=True, slots=True)
     class Config(Trainer.Config):
         nitp: NITPConfig = field(default_factory=lambda: NITPConfig(enable=False))
+        geometry: GeometryConfig = field(default_factory=GeometryConfig)
 
     config: Config
 
     def __init__(self, config: Config) -> None:
-        # Options may have changed since with_nitp: TorchTitan's command line has them.
-        config = replace(config, **fit_parts(config, config.nitp))
-        check_composition(config, config.nitp)
+        config = self.fit(config)
+        check_composition(config, config.nitp, config.geometry)
         super().__init__(config)
         loss = self.loss_fn if isinstance(self.loss_fn, NITPLoss) else None
-        decoder = self.model_parts[-1]
+        decoder, dims = self.model_parts[-1], self.parallel_dims
+        shards = SequenceShards.from_config(dims, config.parallelism, config.training.seq_len)
         if loss is not None:
-            dims = self.parallel_dims
-            shards = SequenceShards.from_config(dims, config.parallelism, config.training.seq_len)
             is_pipelined = dims.pp_enabled
             loss.attach(decoder, config.nitp, shards, self.device, is_pipelined=is_pipelined)
+        self._meter = self._attach_meter(decoder, shards)
         if isinstance(self.metrics_processor, NITPMetricsProcessor):
-            self.metrics_processor.attach(loss=loss, max_norm=config.training.max_norm)
+            max_norm = config.training.max_norm
+            self.metrics_processor.attach(loss=loss, max_norm=max_norm, meter=self._meter)
         projector = getattr(decoder, PROJECTOR_NAME) if loss is not None else None
         self._projector_grads = HiddenGradients(() if projector is None else projector.parameters())
+
+    @classmethod
+    def fit(cls, config: Any) -> Any:
+        """`config` with the parts that its options need: they may have changed since with_nitp,
+        as TorchTitan's command line has them."""
+        return replace(config, **fit_parts(config, config.nitp))
+
+    def _attach_meter(self, decoder: nn.Module, shards: SequenceShards) -> GeometryMeter | None:
+        """Let the loss show its states to a meter, on ranks that have a loss."""
+        loss, geometry, nitp = self.loss_fn, self.config.geometry, self.config.nitp
+        has_loss = not self.parallel_dims.pp_enabled or self.pp_has_last_stage
+        if not (isinstance(loss, MeasuredLoss) and geometry.enable and has_loss):
+            return None
+        loss.meter = GeometryMeter(
+            decoder,
+            geometry,
+            has_targets=isinstance(loss, NITPLoss) and nitp.uses_target,
+            num_rows=self.gradient_accumulation_steps * self.config.training.local_batch_size,
+            num_chunks=loss.num_chunks,
+            shards=shards,
+            dims=self.parallel_dims,
+            device=self.device,
+        )
+        return loss.meter
+
+    def _start_meter(self) -> None:
+        """A CUDA graph measures at every step what it was captured with, read or not."""
+        if self._meter is None:
+            return
+        self._meter.zero_()
+        is_read = self.config.geometry.is_due(self.step, self.config.metrics.log_freq)
+        self._meter.is_counting = is_read or not self.config.training.disable_cuda_graphs
 
     @property
     def _is_started(self) -> bool:
@@ -53,6 +88,7 @@ class NITPTrainer(Trainer):
         return self.step >= self.config.nitp.start_step
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
+        self._start_meter()
         if not isinstance(self.loss_fn, NITPLoss):
             return super().train_step(data_iterator)
         num_batches = self.gradient_accumulation_steps * self.num_pipeline_parallel_microbatches

@@ -8,7 +8,8 @@ from torch import nn
 from torchtitan.components.validate import Validator
 
 from nitp.fsdp import forget_forward
-from nitp.loss import NITPLoss
+from nitp.loss import MeasuredLoss, NITPLoss
+from nitp.meter import GeometryMeter
 from nitp.pairs import PAIR_WEIGHT, pair_mask, shard_pair_weight
 
 
@@ -29,6 +30,8 @@ class NITPValidator(Validator):
         labels: torch.Tensor,
         model_parts: list[nn.Module],
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        if self._meter is not None:
+            self._meter.make_room(len(labels))
         if isinstance(self.loss_fn, NITPLoss):
             # Weight 1 per pair: validation knows its number of pairs only at the end.
             mask_BL, _ = pair_mask(input_dict, labels, self.loss_fn.nitp)
@@ -41,6 +44,13 @@ class NITPValidator(Validator):
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
         if isinstance(self.loss_fn, NITPLoss):
             self.loss_fn.sums.zero_()
+        if self._meter is not None:
+            self._meter.zero_()
+            self._meter.is_counting = True
         super().validate(model_parts, step)
         if not self.parallel_dims.pp_enabled:
             forget_forward(model_parts)
+
+    @property
+    def _meter(self) -> GeometryMeter | None:
+        return self.loss_fn.meter if isinstance(self.loss_fn, MeasuredLoss) else None

@@ -40,7 +40,7 @@ from nitp.checkpoint import NITPCheckpointManager
 from nitp.compose import check_composition
 from recipes.config.degrees import check_degrees
 from recipes.config.float8 import convert_linears
-from recipes.config.parts import build_data, build_nitp, build_shape
+from recipes.config.parts import build_data, build_geometry, build_nitp, build_shape
 from recipes.config.settings import Settings
 from recipes.data.config import DataConfig
 from recipes.data.encoder import Encoder
@@ -66,7 +66,6 @@ def build_config(settings: Settings) -> RunTrainer.Config:
     plain = build_torchtitan_config(settings)
     config = with_nitp(plain, build_nitp(settings))
     check_degrees(config)
-    check_composition(config, config.nitp)
     if plain.checkpoint.initial_load_in_hf:
         _check_initial_load(plain)
     run_config = derive(
@@ -79,9 +78,12 @@ def build_config(settings: Settings) -> RunTrainer.Config:
             RunValidator.Config,
             global_batch_size=config.training.global_batch_size,
         ),
+        geometry=build_geometry(settings),
         on_nonfinite=settings.values["training"]["on_nonfinite"],
         settings=settings,
     )
+    run_config = RunTrainer.fit(run_config)
+    check_composition(run_config, run_config.nitp, run_config.geometry)
     return on_platform(run_config)
 
 

@@ -87,6 +87,10 @@ RULES = (
         'the run has no projector. Set nitp.projector to "swiglu" and choose a loss with a target',
     ),
     Idle(
+        ("geometry.*",), ("geometry.enable",), _is("geometry.enable", False),
+        "geometry.enable is false: nothing is measured. Set it to true",
+    ),
+    Idle(
         ("model.num_dense_layers", "model.num_shared_experts", "model.top_k", "model.expert_dim",
          "model.expert_bias_rate", "debug.moe_force_load_balance"),
         ("model.num_experts", "model.flavor"), _is_dense,

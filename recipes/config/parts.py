@@ -5,7 +5,7 @@ Building one is checking it: what a part refuses itself is refused here.
 
 from dataclasses import replace
 
-from nitp.config import NITPConfig
+from nitp.config import GeometryConfig, NITPConfig
 from recipes.config.fields import source_path
 from recipes.config.settings import Settings, nearest
 from recipes.data.config import DataConfig, SourceConfig
@@ -15,6 +15,11 @@ from recipes.models.shapes import FLAVORS, DecoderShape
 def build_nitp(settings: Settings) -> NITPConfig:
     """The `[nitp]` table. Raises ValueError for a value out of range."""
     return NITPConfig(**settings.values["nitp"])
+
+
+def build_geometry(settings: Settings) -> GeometryConfig:
+    """The `[geometry]` table. Raises ValueError for a value out of range."""
+    return GeometryConfig(**settings.values["geometry"])
 
 
 def build_data(settings: Settings) -> DataConfig:

@@ -20,6 +20,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "job": ("recipes.config.options:JobOptions",),
     "model": ("recipes.config.options:ModelOptions", SHAPE_CLASS),
     "nitp": ("nitp.config:NITPConfig",),
+    "geometry": ("nitp.config:GeometryConfig",),
     "data": ("recipes.data.config:DataConfig",),
     "data.sources": ("recipes.data.config:SourceConfig",),
     "validation": ("torchtitan.components.validate:Validator.Config",),

@@ -62,6 +62,9 @@ def parse_text(text: str, to: Any) -> Any:
     origins = {get_origin(member) or member: member for member in members}
     if NoneType in origins and text == NONE:
         return NONE
+    choices = {str(choice): choice for choice in get_args(origins.get(Literal))}
+    if text in choices:
+        return choices[text]
     sequence = origins.get(list, origins.get(tuple))
     if sequence is not None:
         if text.startswith("["):
@@ -69,8 +72,6 @@ def parse_text(text: str, to: Any) -> Any:
         return [parse_text(part.strip(), get_args(sequence)[0]) for part in text.split(",") if part]
     if bool in origins:
         return {"true": True, "false": False}.get(text.lower(), text)
-    if Literal in origins:
-        return next((c for c in get_args(origins[Literal]) if str(c) == text), text)
     for number in (int, float):
         if number in origins:
             try:

@@ -72,11 +72,12 @@ def run_timed(case: dict[str, Any], leg: int, folder: Path, scratch: Path) -> di
         "reserved_gib": memory.max_reserved_gib,
         "num_devices": torch.distributed.get_world_size(),
     }
+    records = recorder.take(trainer.metrics_processor)
     trainer.close()
     if torch.distributed.get_rank() != 0:
         return None
     return {
-        "metrics": recorder.records,
+        "metrics": records,
         "validation": {},
         "has_loss": True,
         "initial": {},

@@ -21,6 +21,8 @@ METRICS = (
     "n_tokens_seen",
 )
 VALIDATION = ("validation_metrics/loss", "validation_metrics/nitp_loss")
+GEOMETRY = ("effective_rank", "average_cosine", "constant_loss", "skill")
+"""Endings of what is measured of the states, in training and validation."""
 NOT_EVERYWHERE = {"nitp/grad_ratio"}
 """Not logged under tensor parallelism."""
 
@@ -42,6 +44,9 @@ class Comparison:
     """Of the other logged means, over all steps."""
 
     validation: Error | None
+    geometry: Error | None
+    """Of what is measured of the states, over all steps and validation."""
+
     gradient: Error | None
     """Of the first step's gradients."""
 
@@ -58,7 +63,7 @@ class Comparison:
         for field in fields(self):
             error: Error | None = getattr(self, field.name)
             limit = tolerance.tensor if field.name in ("gradient", "state") else tolerance.loss
-            if field.name == "metric" and tolerance.metric is not None:
+            if field.name in ("metric", "geometry") and tolerance.metric is not None:
                 limit = tolerance.metric
             if error is not None and not error.value <= limit:
                 excess.append(f"{field.name} {error.value:.1e} ({error.where})")
@@ -66,10 +71,14 @@ class Comparison:
 
 
 def compare(result: Result, reference: Result) -> Comparison:
+    records = [*result.metrics, result.validation]
+    references = [*reference.metrics, reference.validation]
+    measured = sorted({name for each in references for name in each if name.endswith(GEOMETRY)})
     return Comparison(
         loss=largest(_figure_errors(result.metrics, reference.metrics, LOSSES)),
         metric=largest(_figure_errors(result.metrics, reference.metrics, METRICS)),
         validation=largest(_figure_errors([result.validation], [reference.validation], VALIDATION)),
+        geometry=largest(_figure_errors(records, references, tuple(measured))),
         gradient=largest(_tensor_errors(result.grads, reference.grads)),
         state=largest(_tensor_errors(result.state, reference.state)),
     )
@@ -92,7 +101,8 @@ def _figure_errors(
             if name not in theirs or (name not in ours and name in NOT_EVERYWHERE):
                 continue
             # The cosine is 1 - L_NITP and starts near 0: its error is that of the loss, absolute.
-            scale = 1.0 if name == "nitp/cosine" else abs(theirs[name])
+            # So is skill, which is 1 - L_NITP / constant loss.
+            scale = 1.0 if name.endswith(("nitp/cosine", "skill")) else abs(theirs[name])
             difference = abs(ours.get(name, math.nan) - theirs[name])
             yield Error(difference / scale if difference else 0.0, f"{name} at step {step}")
 

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.trainer import Trainer
 
+from nitp.metrics import NITPMetricsProcessor
 from recipes.build import build_config, build_torchtitan_config
 from recipes.config import load_settings
 from recipes.parity.masking import mask_prompts
@@ -32,10 +34,18 @@ class Recorder:
     """Takes the place of TensorBoard."""
 
     def __init__(self) -> None:
-        self.records: list[dict[str, float]] = []
+        self._records: dict[int, dict[str, float]] = {}
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
-        self.records.append({name: float(value) for name, value in metrics.items()})
+        values = {name: float(value) for name, value in metrics.items()}
+        self._records.setdefault(step, {}).update(values)
+
+    def take(self, metrics_processor: MetricsProcessor) -> list[dict[str, float]]:
+        """The records of the steps since the last call, with what comes late."""
+        if isinstance(metrics_processor, NITPMetricsProcessor):
+            metrics_processor.log_pending()
+        records, self._records = list(self._records.values()), {}
+        return records
 
     def close(self) -> None:
         pass
@@ -80,7 +90,7 @@ def run_leg(case: dict[str, Any], leg: int, folder: Path, scratch: Path) -> dict
             params = parameters(trainer.model_parts)
             # A vision encoder has no part in a step on text.
             result["grads"] = gather({k: p.grad for k, p in params.items() if p.grad is not None})
-    result["metrics"], recorder.records = recorder.records, []
+    result["metrics"] = recorder.take(trainer.metrics_processor)
     keeps_state = case["keeps_state"] or not is_last
     result["state"] = gather(training_state(trainer)) if keeps_state else {}
     if not is_last or case["save"]:
@@ -89,7 +99,7 @@ def run_leg(case: dict[str, Any], leg: int, folder: Path, scratch: Path) -> dict
         with probe() as findings:
             trainer.validator.validate(trainer.model_parts, trainer.step)
         result["probes"].append(findings)
-        (result["validation"],) = recorder.records
+        (result["validation"],) = recorder.take(trainer.metrics_processor)
     trainer.close()
     return result if holds_first_copy(trainer) else None
 

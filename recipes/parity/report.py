@@ -15,15 +15,16 @@ from recipes.parity.matrix import Outcome, compare_cells
 from recipes.parity.world import Device
 
 COLUMNS = (
-    "technique", "model", "ranks", "loss", "other metrics", "validation", "gradient", "of",
-    "state", "tolerance", "result",
+    "technique", "model", "ranks", "loss", "other metrics", "validation", "geometry", "gradient",
+    "of", "state", "tolerance", "result",
 )  # fmt: skip
-SUMMARISED = ("loss", "metric", "validation", "gradient", "state")
+SUMMARISED = ("loss", "metric", "validation", "geometry", "gradient", "state")
 """Fields of Comparison."""
 
 LEGEND = """\
 Largest relative error against one process (for the baselines: against TorchTitan without NITP in
 the same layout). Loss: total, NTP and NITP over three steps; other metrics: every logged mean;
+geometry: effective ranks, average cosines, constant loss and skill of every step and validation;
 gradient: norm of the difference over norm, of the parameter where it is largest, at step 1; state:
 the same of parameters, buffers and optimizer state at the end. Global batch 8, packed documents of
 uneven length, masked labels, gradient accumulation of at least 2, float32.
@@ -100,11 +101,12 @@ def _format_summary(outcomes: list[Outcome]) -> Iterator[str]:
 def _format_row(outcome: Outcome) -> str:
     name, model, cell, _ = outcome.selected
     comparison, tolerance = outcome.comparison, outcome.tolerance
-    errors = ["-"] * 6
+    errors = ["-"] * 7
     if comparison is not None:
         gradient = comparison.gradient
         errors = [
             *map(_format_error, (comparison.loss, comparison.metric, comparison.validation)),
+            _format_error(comparison.geometry),
             _format_error(gradient),
             "-" if gradient is None or gradient.value == 0.0 else gradient.where,
             _format_error(comparison.state),

@@ -14,7 +14,8 @@ class Tolerance(NamedTuple):
 
     reason: str
     metric: float | None = None
-    """Of logged means other than losses, gradient norms among them; None: as of losses."""
+    """Of logged means other than losses: gradient norms, what is measured of the states. None: as
+    of losses."""
 
 
 FLOAT32 = Tolerance(5e-6, 5e-6, "float32 sums in another order, over three optimizer steps")

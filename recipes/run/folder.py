@@ -13,7 +13,7 @@ CONFIG_FILE = "config.toml"
 
 MAY_CHANGE = (
     # What is reported, saved and measured.
-    "job.*", "metrics.*", "profiler.*", "validation.*", "export.*",
+    "job.*", "metrics.*", "geometry.*", "profiler.*", "validation.*", "export.*",
     "checkpoint.interval", "checkpoint.keep_latest_k", "checkpoint.async_mode",
     "checkpoint.load_step", "checkpoint.exclude_from_loading", "checkpoint.last_save_model_only",
     "checkpoint.enable_first_step_checkpoint", "checkpoint.export_dtype",

@@ -45,8 +45,6 @@ class RunMetricsProcessor(CurvesMetricsProcessor):
             self.color = NoColor()  # escape codes are for terminals: https://no-color.org
         self.last_ntp_loss: float | None = None
         """`loss_metrics/ntp_loss` as last logged; None before the first logged step."""
-        self._tags: dict[str, float] = {}
-        """NITP's, of what is being logged."""
         self._progress: _Progress | None = None
         self._first_log: tuple[int, float] | None = None
 
@@ -86,8 +84,8 @@ class RunMetricsProcessor(CurvesMetricsProcessor):
         tokens_per_s = self.ntokens_since_last_log * num_dp_ranks / seconds
         with _without_info_lines():  # one line of ours replaces TorchTitan's
             super().log(step, global_avg_loss, global_max_loss, grad_norm, metrics)
-        self.last_ntp_loss = self._tags["loss_metrics/ntp_loss"]
-        shown = metrics | self._tags
+        self.last_ntp_loss = self.last_tags["loss_metrics/ntp_loss"]
+        shown = metrics | self.last_tags
         logger.info(self._line(step, global_avg_loss, grad_norm, tokens_per_s, shown))
 
     def log_validation(
@@ -97,26 +95,19 @@ class RunMetricsProcessor(CurvesMetricsProcessor):
         with _without_info_lines():
             super().log_validation(loss, step, extra_metrics)
         text = f"validation  step {step:>6}  ntp {loss:7.4f}"
-        if "validation_metrics/nitp_loss" in self._tags:
-            text += f"  nitp {self._tags['validation_metrics/nitp_loss']:.4f}"
+        if "validation_metrics/nitp_loss" in self.last_tags:
+            text += f"  nitp {self.last_tags['validation_metrics/nitp_loss']:.4f}"
         logger.info(self.color.yellow + text + self.color.reset)
 
     def flush(self) -> None:
         """Put the curves into their files, if that is possible."""
         with _only_warning():
+            self.log_pending()
             flush_tensorboard(self.logger)
 
     def close(self) -> None:
         with _only_warning():
             super().close()
-
-    def training_metrics(self, global_avg_loss: float, grad_norm: float) -> dict[str, float]:
-        self._tags = super().training_metrics(global_avg_loss, grad_norm)
-        return self._tags
-
-    def validation_metrics(self) -> dict[str, float]:
-        self._tags = super().validation_metrics()
-        return self._tags
 
     def _from_last_stage(self, loss: float) -> float:
         """`loss` of the pipeline's last stage on every stage, where TorchTitan has none."""
@@ -144,6 +135,8 @@ class RunMetricsProcessor(CurvesMetricsProcessor):
                 f"nitp {metrics['loss_metrics/nitp_loss']:.4f}",
                 f"{c.turquoise}cosine {metrics['nitp/cosine']:6.4f}",
             ]
+        if "nitp/skill" in metrics:
+            parts.append(f"{c.turquoise}skill {metrics['nitp/skill']:6.3f}")
         if "nitp/valid_fraction" in metrics:
             parts.append(f"{c.turquoise}valid {metrics['nitp/valid_fraction']:.3f}")
         parts.append(f"{c.orange}grad_norm {grad_norm:7.3f}")

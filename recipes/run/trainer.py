@@ -4,17 +4,19 @@ TorchTitan's loop stays as it is; this overrides the points that it calls.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torchtitan.components.dataloader import DataloaderExhaustedError
+from torchtitan.config import derive
 from torchtitan.distributed import ParallelDims
 from torchtitan.observability import structured_logger as sl
 from torchtitan.tools.logging import logger
 
+from nitp.loss import MeasuredLoss
 from nitp.trainer import Batch, NITPTrainer
 from recipes.config.degrees import check_degrees, check_expert_ranks
 from recipes.config.options import OnNonfinite
@@ -84,6 +86,14 @@ class RunTrainer(NITPTrainer):
         self._num_backward_passes = 0
         self._first_row = 0
         self._health = StepHealth(self.device)
+
+    @classmethod
+    def fit(cls, config: Any) -> Any:
+        """The baseline is measured too; its losses, gradients and weights stay, bit for bit."""
+        config = super().fit(config)
+        if config.geometry.enable and not config.nitp.is_active:
+            return replace(config, loss=derive(config.loss, MeasuredLoss.Config))
+        return config
 
     def init_distributed(self) -> ParallelDims:
         is_alone = self.config.comm.mode != "default"

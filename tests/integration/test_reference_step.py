@@ -9,7 +9,7 @@ import torch
 from nitp.config import NITPConfig
 from recipes.models.shapes import DecoderShape
 from recipes.parity.world import Case, Result, relative_difference, run_cases
-from tests import reference
+from tests import reference, reference_geometry
 from tests.reference_corpus import SEQ_LEN, VOCAB_SIZE, Corpus, mask_prompts, split
 
 DENSE = DecoderShape(
@@ -24,8 +24,10 @@ NITP = {"target_layer": 1, "weight": 0.7}
 BATCH = 4
 # Less than half of the gradient norm of any case: every step clips.
 ADAMW = {"betas": (0.9, 0.95), "eps": 1e-3, "weight_decay": 0.1, "max_norm": 0.3}
-UNCHECKED = ("throughput", "tflops", "mfu", "time_metrics/", "memory/", "validation_metrics/t",
-             "validation_metrics/m")  # fmt: skip
+UNCHECKED = (
+    "throughput", "tflops", "mfu", "time_metrics/", "memory/",
+    "validation_metrics/throughput", "validation_metrics/memory",
+)  # fmt: skip
 """What depends on clock and machine."""
 VALIDATION_STEPS = 2
 LEARNING_RATES = [5e-3, 1e-2, 1e-2, 5e-3]
@@ -108,8 +110,11 @@ def steps(corpora, tmp_path_factory) -> dict[str, Result]:
         _case("eight_chunks", DENSE, corpus, NITP, "--loss.num_chunks=8"),
     ]
     for name, shape in SHAPES.items():
-        cases.append(_case(name, shape, corpus, NITP))
+        layers = ["--geometry.layers=all"] if name == "dense" else []
+        cases.append(_case(name, shape, corpus, NITP, *layers))
         cases.append(_case(f"{name}_ntp", shape, corpus, {"enable": False}))
+        off = {"enable": False}
+        cases.append(_case(f"{name}_unmeasured", shape, corpus, off, "--geometry.enable=false"))
         cases.append(_case(f"{name}_zero", shape, corpus, NITP | {"weight": 0}))
     for name, options in VARIANTS.items():
         cases.append(_case(name, DENSE, corpus, NITP | options))
@@ -148,24 +153,28 @@ def _figures(losses: reference.Losses, params: reference.Params, nitp: NITPConfi
 
 
 def _assert_logged(metrics: dict[str, float], expected: dict[str, float]) -> None:
-    """Exactly these figures. 1e-6 for means over tokens, 1e-5 for gradient norms and their ratio:
-    float32 rounding of a three-layer network against float64. 1e-7 absolute: the cosine, and KL
-    between two nearly uniform distributions, are small sums of terms that cancel."""
+    """Exactly these figures. 1e-6 for means over tokens, 1e-5 for gradient norms, their ratio and
+    effective ranks: float32 rounding of a three-layer network against float64. 1e-7 absolute:
+    cosines, and KL between two nearly uniform distributions, are small sums of terms that cancel;
+    1e-6: skill, a difference of ratios of such means."""
     logged = {name: value for name, value in metrics.items() if not name.startswith(UNCHECKED)}
     assert logged.keys() == expected.keys()
     for name, value in expected.items():
-        rel = 1e-5 if "grad" in name else 1e-6
-        assert logged[name] == pytest.approx(value, rel=rel, abs=1e-7), name
+        rel = 1e-5 if "grad" in name or "rank" in name else 1e-6
+        absolute = 1e-6 if name.endswith("skill") else 1e-7
+        assert logged[name] == pytest.approx(value, rel=rel, abs=absolute), name
 
 
 @pytest.mark.parametrize("name", [*SHAPES, *VARIANTS])
 def test_step_equals_the_float64_loops_in_every_figure_and_gradient(steps, corpora, name):
     """1e-5: as above."""
-    step, documents = steps[name], split(corpora[0].training_rows(BATCH))
+    step, rows = steps[name], corpora[0].training_rows(BATCH)
+    documents = split(rows)
     assert len(documents) > BATCH, "rows must hold several documents"
     nitp = NITPConfig(**(NITP | VARIANTS.get(name, {})))
     params = {key: value.double().requires_grad_() for key, value in step.initial.items()}
-    losses = reference.losses(params, documents, SHAPES.get(name, DENSE), nitp)
+    shape = SHAPES.get(name, DENSE)
+    losses = reference.losses(params, documents, shape, nitp)
     figures = _figures(losses, params, nitp)
     assert figures["grad_norm"] > 2 * ADAMW["max_norm"], "the step must clip"
     tokens = BATCH * SEQ_LEN
@@ -173,6 +182,9 @@ def test_step_equals_the_float64_loops_in_every_figure_and_gradient(steps, corpo
     _assert_logged(metrics, {
         **figures, "loss_metrics/global_max_loss": losses.total.item(), "n_tokens_seen": tokens,
         "data/tokens_0": tokens, "lr/AdamW": 1e-3 / 40,
+        **reference_geometry.figures(
+            params, rows, shape, nitp, losses.nitp.item(), has_layers=name == "dense"
+        ),
     })  # fmt: skip
     assert step.grads.keys() == params.keys()
     clipped = reference.AdamW(**ADAMW).clip({key: param.grad for key, param in params.items()})
@@ -200,6 +212,7 @@ def test_a_run_and_its_validation_equal_the_float64_loops_in_every_figure(
         _assert_logged(run.metrics[step], {
             **_figures(losses, params, nitp), "loss_metrics/global_max_loss": most,
             "n_tokens_seen": tokens, "data/tokens_0": tokens, "lr/AdamW": lr,
+            **reference_geometry.figures(params, batch, DENSE, nitp, losses.nitp.item()),
         })  # fmt: skip
         assert run.metrics[step]["grad_norm"] > 2 * ADAMW["max_norm"], "the step must clip"
         params = optimizer.step(params, {key: p.grad for key, p in params.items()}, lr)
@@ -208,6 +221,9 @@ def test_a_run_and_its_validation_equal_the_float64_loops_in_every_figure(
     _assert_logged(run.validation, {
         "validation_metrics/loss": losses.ntp.item(),
         "validation_metrics/nitp_loss": losses.nitp.item(),
+        **reference_geometry.figures(
+            params, rows, DENSE, nitp, losses.nitp.item(), is_validation=True
+        ),
     })  # fmt: skip
 
 
@@ -246,6 +262,24 @@ def test_a_batch_without_a_valid_pair_gives_zero(steps):
     for key, grad in step.grads.items():
         assert grad.isfinite().all(), key
         assert not key.startswith("nitp_projector") or (grad == 0).all(), key
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_baselines_states_are_measured_and_change_nothing(steps, corpora, name):
+    """Bit for bit."""
+    measured, plain = steps[f"{name}_ntp"], steps[f"{name}_unmeasured"]
+    params = {key: value.double() for key, value in measured.initial.items()}
+    rows, off = corpora[0].training_rows(BATCH), NITPConfig(enable=False)
+    figures = reference_geometry.figures(params, rows, SHAPES[name], off, 0.0)
+    logged = {k: v for k, v in measured.metrics[0].items() if k.startswith("geometry/")}
+    assert logged == pytest.approx(figures, rel=1e-5, abs=1e-7)
+    for tag in logged.keys() | plain.metrics[0].keys():
+        if not tag.startswith(("geometry/", *UNCHECKED)):
+            assert measured.metrics[0][tag] == plain.metrics[0][tag], tag
+    assert measured.state.keys() == plain.state.keys()
+    for tensors in ("grads", "state"):
+        for key, tensor in getattr(plain, tensors).items():
+            assert torch.equal(getattr(measured, tensors)[key], tensor), key
 
 
 @pytest.mark.parametrize("name", SHAPES)

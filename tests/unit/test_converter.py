@@ -15,6 +15,7 @@ from torchtitan.trainer import Trainer
 
 from nitp import NITPConfig, with_nitp
 from nitp.compose import check_composition
+from nitp.config import GeometryConfig
 from nitp.decoder import nitp_decoder_class
 from nitp.loss import NITPLoss
 from nitp.metrics import NITPMetricsProcessor
@@ -180,7 +181,7 @@ def test_a_start_after_the_last_step_is_refused(config, start_step, is_error):
     nitp = NITPConfig(target_layer=2, start_step=start_step)
     message = r"nitp.start_step \(11\) must be at most training.steps \(10\).* Lower it"
     with pytest.raises(ValueError, match=message) if is_error else nullcontext():
-        check_composition(with_nitp(config, nitp), nitp)
+        check_composition(with_nitp(config, nitp), nitp, GeometryConfig())
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,9 @@ def _pairs(sums: StateSums) -> PairSums:
 
 
 def _merge(parts: list[Moments]) -> Moments:
-    counts, means, scatters = zip(*parts, strict=True)
-    return geometry.merge_moments(torch.stack(counts), torch.stack(means), sum(scatters))
+    num_states = torch.stack([part.num_states for part in parts]).sum()
+    mean = sum(part.num_states * part.mean_D for part in parts) / num_states.clamp(min=1)
+    return Moments(num_states, mean, sum(part.scatter_about(mean) for part in parts))
 
 
 def _naive_rank(states: torch.Tensor) -> float:
@@ -181,6 +182,23 @@ def test_row_sums_are_completed_over_shards_before_they_are_squared():
     halves = [geometry.pair_sums(unit_sum[rows], count[rows]) for rows in ([0, 3], [1, 2])]
     added = PairSums(*map(torch.add, *halves))
     assert added.average_cosine().item() == pytest.approx(expected, rel=FLOAT64)
+
+
+def test_freed_rows_are_numbered_again_and_everything_else_adds_on():
+    """As over the batches of a validation set, of which two rows are held at a time."""
+    h, mask = _batch(5)
+    sums = geometry.build_sums(2, D, dtype=torch.float64)
+    pairs = []
+    for rows in ([0, 3], [2, 1]):
+        geometry.update_(sums, h[rows], mask[rows], torch.arange(2))
+        pairs.append(_pairs(sums))
+        geometry.zero_rows_(sums)
+    added = PairSums(*map(torch.add, *pairs))
+    assert added.average_cosine().item() == pytest.approx(
+        _naive_cosine(_listed(h, mask)), rel=FLOAT64
+    )
+    rank = geometry.centre(sums).effective_rank().item()
+    assert rank == pytest.approx(_naive_rank(h[mask]), rel=FLOAT64)
 
 
 def test_sums_start_anew_in_the_same_place():

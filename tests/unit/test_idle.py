@@ -38,6 +38,7 @@ OFF = {
         "stop_gradient": "false", "hidden": "pre_norm", "projector": "none",
         "projector_ratio": "2.0",
     }),
+    "geometry": (["--geometry.enable=false"], {"freq": "20", "layers": "all"}),
     "model": ([], {
         "num_dense_layers": "1", "num_shared_experts": "1", "top_k": "1", "expert_dim": "8",
         "expert_bias_rate": "0.1",
@@ -72,6 +73,7 @@ ALWAYS = {
     "model": "name flavor vocab_size dim num_layers num_heads num_kv_heads head_dim ffn_dim "
              "num_experts qk_norm tie_embeddings rope_theta norm_eps init_std max_seq_len",
     "nitp": "enable",
+    "geometry": "enable",
     "data": "sources seed shuffle num_streams num_epochs validation_fraction bos long_documents "
             "on_error num_workers",
     "data.sources": "*: checked with each source: recipes/data/config.py",

@@ -88,14 +88,14 @@ def test_metrics_that_are_not_attached_say_so():
     for log_something in (log, lambda metrics: metrics.log_validation(2.5, 3)):
         with pytest.raises(RuntimeError, match=re.escape("call NITPMetricsProcessor.attach befo")):
             log_something(metrics)
-    metrics.attach(loss=NITPLoss.Config().build(), max_norm=1.0)
+    metrics.attach(loss=NITPLoss.Config().build(), max_norm=1.0, meter=None)
     with pytest.raises(RuntimeError, match=re.escape("call NITPMetricsProcessor.start_step befo")):
         log(metrics)
 
 
 def test_a_runs_metrics_that_are_not_attached_say_so():
     metrics = build(RunMetricsProcessor)
-    metrics.attach(loss=None, max_norm=1.0)
+    metrics.attach(loss=None, max_norm=1.0, meter=None)
     with pytest.raises(RuntimeError, match=re.escape("RunMetricsProcessor.attach_progress befo")):
         log(metrics)
 
@@ -103,7 +103,7 @@ def test_a_runs_metrics_that_are_not_attached_say_so():
 def test_nitps_metrics_are_tags_and_leave_torchtitans_console_alone(caplog):
     caplog.set_level(logging.INFO)
     metrics = build(NITPMetricsProcessor)
-    metrics.attach(loss=None, max_norm=1.0)
+    metrics.attach(loss=None, max_norm=1.0, meter=None)
     log(metrics)
     assert metrics.logger.metrics["loss_metrics/ntp_loss"] == 2.5
     metrics.log_validation(2.25, 3)
@@ -116,7 +116,7 @@ def test_nitps_metrics_are_tags_and_leave_torchtitans_console_alone(caplog):
 def test_a_run_prints_one_line_of_its_own_and_adds_the_datas_figures(caplog):
     caplog.set_level(logging.INFO)
     metrics = build(RunMetricsProcessor)
-    metrics.attach(loss=None, max_norm=1.0)
+    metrics.attach(loss=None, max_norm=1.0, meter=None)
     attach_progress(metrics)
     log(metrics)
     assert metrics.logger.metrics["data/tokens_books"] == 640
@@ -155,7 +155,7 @@ def test_the_console_line_has_the_tokens_a_second_of_all_ranks_and_the_time_left
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", clock)
     metrics = build(RunMetricsProcessor)
-    metrics.attach(loss=None, max_norm=1.0)
+    metrics.attach(loss=None, max_norm=1.0, meter=None)
     attach_progress(metrics, total_steps=4000)
     metrics.parallel_dims = ParallelDims.from_config(ParallelismConfig(**degrees), num_ranks)
     monkeypatch.setattr(metrics, "_from_last_stage", lambda loss: loss)  # takes a process group
