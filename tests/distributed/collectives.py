@@ -82,13 +82,17 @@ def read_messages(rows: list[Any]) -> Counter[Message]:
     return Counter({Message(*message): number for *message, number in rows})
 
 
+COUNT = "tests.distributed.collectives:count_messages"
+
+
 def make_pair(name: str, config: str, overrides: list[str]) -> list[Case]:
-    """A run of two steps and a validation, counted, and its baseline without NITP."""
-    probe = "tests.distributed.collectives:count_messages"
-    off = [*overrides, "--nitp.enable=false"]
+    """A run of two steps and a validation, counted, and its baseline without NITP. Neither is
+    measured: test_geometry_collectives.py has what that sends."""
+    on = [*overrides, "--geometry.enable=false"]
+    off = [*on, "--nitp.enable=false"]
     return [
-        Case(name, config, overrides, num_steps=2, validate=True, probe=probe),
-        Case(f"{name}-baseline", config, off, num_steps=2, validate=True, probe=probe),
+        Case(name, config, on, num_steps=2, validate=True, probe=COUNT),
+        Case(f"{name}-baseline", config, off, num_steps=2, validate=True, probe=COUNT),
     ]
 
 
