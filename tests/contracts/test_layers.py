@@ -39,6 +39,9 @@ TORCH_FREE = [
     "recipes/export/command.py",
     "recipes/export/request.py",
     "recipes/models/shapes.py",
+    "recipes/report/command.py",
+    "recipes/report/page.py",
+    "recipes/run/curves.py",
     "recipes/run/folder.py",
     "recipes/run/lock.py",
 ]
@@ -52,6 +55,7 @@ PACKAGES = {
     "recipes.platform",
     "recipes.parity",
     "recipes.gpu_check",
+    "recipes.report",
 }
 LOADS_WHEN_CALLED = {("recipes.config", "recipes.build")}
 """load_config is one of recipes.config, and needs torch: it imports what builds when it is called.
