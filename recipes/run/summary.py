@@ -35,6 +35,9 @@ class Size:
     nitp_flops: int
     """Forward and backward of projector and cosine: 6 per projector weight and 18 d."""
 
+    geometry_flops: int
+    """Of measuring, in a step that is measured: 2 d^2 for each kind of state."""
+
 
 def compute_size(config: NITPTrainer.Config) -> Size:
     """Build the model on meta and count."""
@@ -60,7 +63,18 @@ def compute_size(config: NITPTrainer.Config) -> Size:
         projector=projector,
         backbone_flops=flops - 6 * projector,
         nitp_flops=6 * projector + 18 * model_config.dim if config.nitp.is_active else 0,
+        geometry_flops=_count_measured_states(config) * 2 * model_config.dim**2,
     )
+
+
+def _count_measured_states(config: NITPTrainer.Config) -> int:
+    """Hidden states after and before the norm, targets, layers."""
+    if not config.geometry.enable:
+        return 0
+    assert config.model_spec is not None and isinstance(config.model_spec.model, Decoder.Config)
+    has_targets = config.nitp.is_active and config.nitp.uses_target
+    depths = config.geometry.depths(len(config.model_spec.model.layers))
+    return 2 + has_targets + len(depths)
 
 
 def summarize(config: NITPTrainer.Config, num_ranks: int) -> str:
@@ -84,6 +98,8 @@ def summarize(config: NITPTrainer.Config, num_ranks: int) -> str:
             f"parameters, projector {size.projector:,} (training only)",
             f"FLOPs per token       {size.backbone_flops + size.nitp_flops:.4g}, "
             f"of which NITP {size.nitp_flops:.4g}: {share:.2%} more than without",
+            f"  measured steps      {size.geometry_flops:.4g} more: "
+            f"{size.geometry_flops / size.backbone_flops:.2%}",
             f"ranks                 {num_ranks} ({num_shards} shards of each parameter)",
             f"memory per rank       parameters {params_gib:.3f} GiB; with gradients and AdamW's "
             f"moments {4 * params_gib:.3f} GiB",

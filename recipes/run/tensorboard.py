@@ -1,5 +1,7 @@
-"""Where the curves of a start go: a folder of their own, from the first value on."""
+"""Where the curves of a start go: a folder of their own, from the first value on; and how
+TensorBoard's tab of custom scalars lays them out."""
 
+import re
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -23,6 +25,32 @@ from nitp.metrics import NITPMetricsProcessor
 _MAX_QUEUE = 1000
 """Values kept in memory, as in TorchTitan's logger."""
 
+LAYOUT: dict[str, dict[str, list[str]]] = {
+    "The paper's figures": {
+        "Effective rank": [
+            "geometry/effective_rank", "geometry/pre_norm_effective_rank",
+            "geometry/target_effective_rank",
+        ],
+        "Average cosine": [
+            "geometry/average_cosine", "geometry/pre_norm_average_cosine",
+            "geometry/target_average_cosine",
+        ],
+        "NITP loss, and what a constant prediction gets": [
+            "loss_metrics/nitp_loss", "nitp/constant_loss",
+        ],
+        "Skill: 0 is a constant prediction, 1 is perfect": [
+            "nitp/skill", "validation_metrics/skill",
+        ],
+        "Cross entropy of the next token": ["loss_metrics/ntp_loss", "validation_metrics/loss"],
+    },
+    "Cost": {
+        "Tokens/s per device": ["throughput(tps)"],
+        "Time of a step (s)": ["time_metrics/end_to_end(s)"],
+        "Memory (GiB)": ["memory/max_active(GiB)", "memory/max_reserved(GiB)"],
+    },
+}  # fmt: skip
+"""Category -> chart -> tags; a chart shows those that the run has."""
+
 
 class CurvesLogger(TensorBoardLogger):
     """TorchTitan's, but its folder comes with the first value: a start that fails before leaves no
@@ -44,7 +72,18 @@ class CurvesLogger(TensorBoardLogger):
 
     @cached_property
     def writer(self) -> SummaryWriter:
-        return SummaryWriter(str(self.folder), max_queue=_MAX_QUEUE)
+        writer = SummaryWriter(str(self.folder), max_queue=_MAX_QUEUE)
+        prefix = "" if self.tag is None else f"{self.tag}/"  # as TensorBoardLogger names a value
+        writer.add_custom_scalars(
+            {
+                category: {
+                    chart: ["Multiline", [f"^{re.escape(prefix + tag)}$" for tag in tags]]
+                    for chart, tags in charts.items()
+                }
+                for category, charts in LAYOUT.items()
+            }
+        )
+        return writer
 
     def close(self) -> None:
         if "writer" in self.__dict__:

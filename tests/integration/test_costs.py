@@ -12,13 +12,13 @@ SEQ_LEN, NUM_STEPS, FLOAT = 256, 2, 4
 COMMON = [
     f"--training.seq_len={SEQ_LEN}", "--training.local_batch_size=1",
     "--training.global_batch_size=2", "--model.num_layers=3", "--nitp.target_layer=1",
-    "--validation.steps=1", "--metrics.log_freq=1000",
+    "--validation.steps=1", "--metrics.log_freq=1000", "--geometry.enable=false",
 ]  # fmt: skip
 NUM_TOKENS = 2 * SEQ_LEN
 # Where the projector's activations outweigh the unembedding's and the optimizer's temporaries.
 WIDE, NUM_ROWS = 64, 16
 MODES = ("none", "selective", "full")
-STEP, VALIDATION = 1, 2  # indices of probes; the first step sets up
+LOG_STEP, STEP, VALIDATION = 0, 1, 2  # indices of probes; the first step sets up
 
 
 def make_cases(name: str, overrides: list[str], probe: str) -> list[Case]:
@@ -38,6 +38,8 @@ def runs():
         checkpointing = f"--activation_checkpoint.mode={mode}"
         cases += make_cases(f"operations_{mode}", [checkpointing], "count_operations")
         cases += make_cases(f"memory_{mode}", [checkpointing], "track_memory")
+    measured = ["--geometry.enable=true"]
+    cases.append(make_cases("operations_measured", measured, "count_operations")[0])
     for num_chunks in (2, 4, 8):
         overrides = [
             f"--loss.num_chunks={num_chunks}", f"--nitp.projector_ratio={WIDE}",
@@ -61,6 +63,14 @@ def test_nitp_costs_its_projector_once_forward_and_twice_backward(runs, mode):
     for index, factor in ((STEP, 72), (VALIDATION, 24)):
         nitp, ntp = (runs[f"operations_{mode}{which}"].probes[index] for which in ("", "_ntp"))
         assert nitp["flops"] - ntp["flops"] == factor * dim**2 * NUM_TOKENS
+
+
+@pytest.mark.parametrize(("index", "factor"), [(LOG_STEP, 6), (STEP, 0), (VALIDATION, 6)])
+def test_the_geometry_costs_a_product_a_state_where_it_is_read(runs, index, factor):
+    """2 d^2 FLOPs a token for each of h, h before the norm, and the target."""
+    measured, plain = (runs[f"operations_{which}"].probes[index] for which in ("measured", "none"))
+    dim = runs["operations_none"].initial["norm.weight"].numel()
+    assert measured["flops"] - plain["flops"] == factor * dim**2 * NUM_TOKENS
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])
