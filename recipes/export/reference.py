@@ -1,7 +1,10 @@
-"""Our own model on exported precision: what the exported folder's logits are compared with."""
+"""Our own model with a checkpoint's weights, in float32 and without a process group.
+
+On exported precision it is what the exported folder's logits are compared with.
+"""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any
 
@@ -12,6 +15,21 @@ from torchtitan.models.common.moe import TokenChoiceTopKRouter
 
 from recipes.export.checkpoint import Checkpoint
 from recipes.models.hf.mapping import Entry
+
+
+def load_decoder(
+    config: Decoder.Config,
+    checkpoint: Checkpoint,
+    convert: Callable[[str, torch.Tensor], torch.Tensor] = lambda name, value: value,
+) -> Decoder:
+    """The decoder of `config` on the CPU, for evaluation; its weights read from the checkpoint by
+    their own names, and `convert(name, value)` of each."""
+    model = config.build()
+    # Layer by layer: fused projections are merged from a layer's parts when loaded.
+    for _, names in groupby(model.state_dict(), lambda name: name.split(".")[:2]):
+        state = {name: convert(name, checkpoint.load(name)).float() for name in names}
+        model.load_state_dict(state, strict=False)
+    return model.eval()
 
 
 class Reference:
@@ -31,16 +49,12 @@ class Reference:
     ) -> None:
         config = copy.deepcopy(config)
         config.layers = config.layers[:depth]
-        self.model = config.build()
         dtypes = {entry.source: entry.dtype for entry in entries}
-        # Layer by layer: fused projections are merged from a layer's parts when loaded.
-        for _, names in groupby(self.model.state_dict(), lambda name: name.split(".")[:2]):
-            state = {name: checkpoint.load(name) for name in names}
-            for name, value in state.items():
-                # Of tied embeddings one copy has no entry; loading writes both to one parameter.
-                state[name] = value.to(dtypes.get(name, dtypes["tok_embeddings.weight"])).float()
-            self.model.load_state_dict(state, strict=False)
-        self.model.eval()
+        # Of tied embeddings one copy has no entry; loading writes both to one parameter.
+        tied = dtypes["tok_embeddings.weight"]
+        self.model = load_decoder(
+            config, checkpoint, lambda n, value: value.to(dtypes.get(n, tied))
+        )
         self._gaps: list[torch.Tensor] = []
         for module in self.model.modules():
             if isinstance(module, TokenChoiceTopKRouter):

@@ -28,13 +28,19 @@ class ExportRequest:
 
     def load_settings(self) -> Settings:
         """The run's own settings. Raises ValueError for what can be refused without torch."""
-        path = self.run / "config.toml"
-        if not path.is_file():
-            raise ValueError(f"{self.run} is not a run directory: it has no config.toml.")
         if os.path.lexists(self.output):
             raise ValueError(f"{self.output} exists. Remove it, or name another output.")
-        settings = resolve_settings(str(path), [])
-        check_settings(settings)
-        check_tokenizer(settings.values["tokenizer"]["path"])
+        settings = load_run_settings(self.run)
         check_verify(self.verify)
         return settings
+
+
+def load_run_settings(run: Path) -> Settings:
+    """The settings of a run directory, whose tokenizer is on this machine. Raises ValueError."""
+    path = run / "config.toml"
+    if not path.is_file():
+        raise ValueError(f"{run} is not a run directory: it has no config.toml.")
+    settings = resolve_settings(str(path), [])
+    check_settings(settings)
+    check_tokenizer(settings.values["tokenizer"]["path"])
+    return settings

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from recipes.export.writer import INDEX_NAME, plan_shards
 from recipes.models.hf.mapping import Entry
+from recipes.models.hf.stock import load_float32
 
 MAX_LOGIT_DIFFERENCE = 1e-4
 """Float32 sums in another order, through the whole model; our own against stock transformers
@@ -99,32 +100,17 @@ def load_stock_model(folder: Path, depth: int) -> Any:
 
     Raises ValueError for anything in transformers' loading report: it warns only.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers import AutoConfig
 
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     content["num_hidden_layers"] = depth
     config = AutoConfig.for_model(content.pop("model_type"), **content)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
-    model, report = loaded
+    model, report = load_float32(folder, config)
     for what, names in report.items():
         kept = [name for name in map(str, names) if not _is_beyond(name, depth)]
         if kept:
             raise ValueError(f"transformers reports {what} in {folder}: {', '.join(kept[:3])}.")
-    return model.eval()
+    return model
 
 
 def _is_beyond(name: str, depth: int) -> bool:

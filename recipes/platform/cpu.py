@@ -141,7 +141,7 @@ def _reduce_by_sum(parallelize: Callable[..., nn.Module]) -> Callable[..., nn.Mo
 
 
 def build_float32_config(model: Any) -> Any:
-    """A copy of the Decoder.Config `model` that computes on the CPU in float32, on any platform."""
+    """A copy of the Decoder.Config `model` that computes in float32, on the CPU or any device."""
     from torch.nn.attention.flex_attention import create_block_mask
     from torchtitan.models.common import attention, moe
 

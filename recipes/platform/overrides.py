@@ -61,7 +61,8 @@ class SDPAttention(FlexAttention):
 @functools.lru_cache(maxsize=2)
 def _dense_mask(block_mask: BlockMask, batch: int, q_len: int, k_len: int) -> torch.Tensor:
     """bool [B, 1, Lq, Lk], true where attention is allowed."""
-    return create_mask(block_mask.mask_mod, batch, 1, q_len, k_len, device="cpu")
+    device = block_mask.kv_num_blocks.device
+    return create_mask(block_mask.mask_mod, batch, 1, q_len, k_len, device=device)
 
 
 @override(target=FlexAttention.Config, exact=True, description="attention with backward on CPU")
