@@ -105,13 +105,18 @@ RULES = (
     ),
     Idle(
         ("checkpoint.initial_load_model_only", "checkpoint.allow_pickle"),
-        ("checkpoint.initial_load_path",), _is("checkpoint.initial_load_path", None, ""),
+        ("checkpoint.initial_load_path",), _is("checkpoint.initial_load_path", None),
         "checkpoint.initial_load_path is not set. Set it",
     ),
     Idle(
         ("checkpoint.allow_pickle",), ("checkpoint.initial_load_in_hf",),
         _is("checkpoint.initial_load_in_hf", True),
         "checkpoint.initial_load_in_hf is true: safetensors have no pickles. Leave it",
+    ),
+    Idle(
+        ("lr_scheduler.decay_type", "lr_scheduler.min_lr_factor"), ("lr_scheduler.decay_ratio",),
+        _is("lr_scheduler.decay_ratio", 0.0),
+        "lr_scheduler.decay_ratio is 0: the learning rate does not decay. Raise it",
     ),
     Idle(
         ("parallelism.enable_sequence_parallel", "compile.enable_async_tensor_parallel"),
@@ -143,8 +148,17 @@ RULES = (
         "metrics.enable_tensorboard is false. Set it to true",
     ),
     Idle(
-        ("profiler.save_traces_folder", "profiler.profile*", "profiler.profiler_*"),
+        ("profiler.save_traces_folder", "profiler.profiler_*"),
         ("profiler.enable_profiling",), _is("profiler.enable_profiling", False),
+        "profiler.enable_profiling is false. Set it to true",
+    ),
+    Idle(
+        ("profiler.profile_freq",),
+        ("profiler.enable_profiling", "profiler.enable_memory_snapshot",
+         "profiler.memory_snapshot_freq"),
+        lambda v: not v["profiler"]["enable_profiling"]
+        and (not v["profiler"]["enable_memory_snapshot"]
+             or v["profiler"]["memory_snapshot_freq"] is not None),
         "profiler.enable_profiling is false. Set it to true",
     ),
     Idle(

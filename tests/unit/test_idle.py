@@ -116,6 +116,10 @@ MORE = [
     (["--checkpoint.enable"], "--checkpoint.initial_load_model_only=false"),
     (["--checkpoint.enable", "--checkpoint.initial_load_path=x", "--checkpoint.initial_load_in_hf"],
      "--checkpoint.allow_pickle=true"),
+    (["--lr_scheduler.decay_ratio=0"], "--lr_scheduler.decay_type=sqrt"),
+    (["--lr_scheduler.decay_ratio=0"], "--lr_scheduler.min_lr_factor=0.1"),
+    (["--profiler.enable_memory_snapshot", "--profiler.memory_snapshot_freq=3"],
+     "--profiler.profile_freq=5"),
     (["--compile.enable"], "--compile.enable_async_tensor_parallel=true"),
 ]  # fmt: skip
 
@@ -147,6 +151,12 @@ def test_an_option_without_effect_is_refused_by_name(arguments, option):
 def test_experts_options_have_an_effect_where_there_are_experts(option):
     resolve_settings(None, [*MOE, option])
     resolve_settings(None, [*FLAVOR, "--model.num_experts=4", option])
+
+
+def test_what_two_reports_share_has_an_effect_with_either():
+    resolve_settings(None, [*FLAVOR, "--profiler.enable_profiling", "--profiler.profile_freq=5"])
+    snapshot = [*FLAVOR, "--profiler.enable_memory_snapshot", "--profiler.profile_freq=5"]
+    resolve_settings(None, snapshot)
 
 
 def test_what_equals_its_default_is_never_in_vain():
