@@ -66,9 +66,11 @@ def find_files(data: DataConfig) -> list[SourceFile]:
         matches = _match(option, source.path)
         _check_formats(option, source, matches)
         for name, path in matches:
-            owner = owners.setdefault(identify(path), option)
-            if owner != option:
-                raise _named_twice(option, source, str(path), owner)
+            # Compressed and not, or by another compression, it is the same by its name.
+            for identity in (identify(path), strip_compression(os.path.realpath(path))):
+                owner = owners.setdefault(identity, option)
+                if owner != option:
+                    raise _named_twice(option, source, str(path), owner)
             size = path.stat().st_size
             files.append(SourceFile(path=path, name=name, num_bytes=size, source=index))
     _check_folders(data.sources, files)
