@@ -78,6 +78,31 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
     return tokens
 
 
+def read_further_tokens(folder: Path) -> dict[str, str]:
+    """Token -> the file that names it: what transformers adds to a tokenizer beside
+    `read_special_tokens`. Raises ValueError if a file cannot be read."""
+    found: dict[str, str] = {}
+    files = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+    if "added_tokens_decoder" in _read_object(folder / files[0]):  # which TorchTitan adds
+        files = files[:1]
+    for file in files:
+        names = _read_object(folder / file)
+        listed: list[Any] = [*names] if file == "added_tokens.json" else []
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            entries = names.get(key) or []
+            listed += entries.values() if isinstance(entries, dict) else entries
+        for token in listed:
+            content = token.get("content") if isinstance(token, dict) else token
+            found[str(content)] = file
+    return found
+
+
+def read_split_rules(folder: Path) -> dict[str, Any]:
+    """Of tokenizer_config.json: what classes of transformers let change how a text is cut."""
+    names = _read_object(folder / "tokenizer_config.json")
+    return {key: names.get(key) for key in ("split_special_tokens", "add_prefix_space")}
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is no such file."""
     if not path.is_file():
