@@ -8,6 +8,7 @@ from recipes.config.options import ExportDtype, ExportOptions, ExportVerify
 from recipes.config.rules import check_settings, check_verify
 from recipes.config.settings import Settings, resolve_settings
 from recipes.data.tokenizer import check_tokenizer
+from recipes.run.folder import check_is_writable
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -30,9 +31,13 @@ class ExportRequest:
         """The run's own settings. Raises ValueError for what can be refused without torch."""
         path = self.run / "config.toml"
         if not path.is_file():
-            raise ValueError(f"{self.run} is not a run directory: it has no config.toml.")
+            raise ValueError(
+                f"--run ({self.run}) is not a run directory: it has no config.toml. Give the "
+                "job.dump_folder of a run."
+            )
         if os.path.lexists(self.output):
-            raise ValueError(f"{self.output} exists. Remove it, or name another output.")
+            raise ValueError(f"--output ({self.output}) exists. Remove it, or name another.")
+        check_is_writable(str(self.output.parent), "--output")
         settings = resolve_settings(str(path), [])
         check_settings(settings)
         check_tokenizer(settings.values["tokenizer"]["path"])
