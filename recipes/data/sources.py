@@ -12,7 +12,7 @@ from pathlib import Path
 from recipes.data.config import EMBEDDED_CORPUS, HUB, DataConfig, SourceConfig
 from recipes.data.corpus import find_corpus_files
 from recipes.data.endings import check_field, strip_compression
-from recipes.data.paths import identify, match_files
+from recipes.data.paths import identify, is_utf8, match_files
 from recipes.data.splits import has_rows_twice, is_hub_folder, share_rows, split_hub_path
 
 
@@ -133,6 +133,11 @@ def _check_formats(option: str, source: SourceConfig, matches: Sequence[tuple[st
         what = f"{option}.path ({source.path}) must match documents"
     originals: dict[str, Path] = {}
     for name, path in matches:
+        if not is_utf8(name):
+            raise ValueError(
+                f"{option}.path ({source.path}) matches {str(path)!a}, whose name is not UTF-8. "
+                "Rename the file."
+            )
         try:
             check_field(path, source.tokens, source.text)
         except ValueError as error:

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from recipes.config.paths import CONFIG_FILE, anchor_paths
+from recipes.config.paths import CONFIG_FILE, RUN_PATHS, anchor_paths
 from recipes.config.settings import Settings, SettingsError, resolve_settings, save_settings
 from recipes.config.values import show_value
 
@@ -39,10 +39,7 @@ def check_run_folder(settings: Settings) -> list[str]:
     """
     folder = Path(settings.values["job"]["dump_folder"])
     check_is_writable(settings.values["job"]["dump_folder"])
-    for table in ("checkpoint", "export"):  # written at the end of hours
-        if settings.values[table]["enable"]:
-            path = str(folder / settings.values[table]["folder"])
-            check_is_writable(path, f"{table}.folder")
+    _check_inner_folders(settings, folder)
     if not (folder / CONFIG_FILE).exists():
         checkpoint = settings.values["checkpoint"]
         if checkpoint["enable"] and any((folder / checkpoint["folder"]).glob("step-*")):
@@ -70,6 +67,21 @@ def check_run_folder(settings: Settings) -> list[str]:
     if "training.steps" in changes and new["lr_scheduler.total_steps"] is None:
         changes["training.steps"] += ", and with it the learning rate's schedule"
     return list(changes.values())
+
+
+def _check_inner_folders(settings: Settings, folder: Path) -> None:
+    """Raise SettingsError unless what the run writes will lie in `folder`, which it owns."""
+    values = flatten(settings.values)
+    for option in RUN_PATHS:
+        path = os.path.realpath(folder / (values[option] or ""))
+        if not Path(path).is_relative_to(os.path.realpath(folder)):
+            raise SettingsError(
+                f"{option} ({values[option]}) leads out of job.dump_folder ({folder}), to {path}: "
+                "another job may write there. Remove the link, or make job.dump_folder one."
+            )
+    for table in ("checkpoint", "export"):  # first written to after hours
+        if values[f"{table}.enable"]:
+            check_is_writable(str(folder / values[f"{table}.folder"]), f"{table}.folder")
 
 
 def may_change(option: str) -> bool:

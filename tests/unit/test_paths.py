@@ -107,3 +107,20 @@ def test_what_is_in_the_way_of_a_save_is_found_at_the_start(tmp_path, table, kin
     os.unlink(path)
     assert check_run_folder(settings) == []
     assert Path(run).is_dir()
+
+
+@pytest.mark.parametrize("option", ["checkpoint.folder", "export.folder", "metrics.save_tb_folder"])
+def test_a_link_out_of_the_run_directory_is_refused(tmp_path, option):
+    """Two runs with a directory each would share, and delete from, one that neither owns."""
+    run = tmp_path / "run"
+    (run / "inner").mkdir(parents=True)
+    settings = resolve_settings(None, [*FLAVOR, f"--job.dump_folder={tmp_path / 'link'}"])
+    (tmp_path / "link").symlink_to("run")
+    table, key = option.split(".")
+    path = run / settings.values[table][key]
+    path.symlink_to("inner")
+    assert check_run_folder(settings) == []
+    path.unlink()
+    path.symlink_to(tmp_path)
+    with pytest.raises(SettingsError, match=rf"^{option} \(.*leads out of job.dump_folder"):
+        check_run_folder(settings)

@@ -522,3 +522,11 @@ def test_a_path_that_no_file_system_takes_is_refused(option):
 def test_every_path_option_is_covered():
     on_the_command_line_or_in_files = {"job.config_file", "job.extends"}
     assert set(PATH_OPTIONS) | on_the_command_line_or_in_files == PATHS
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--job.description=\udce9"], ["--tokenizer.path", "\udce9"]]
+)
+def test_an_argument_that_could_not_be_saved_is_refused(arguments):
+    with pytest.raises(SettingsError, match=r"^command line: '.*\\udce9' is not UTF-8"):
+        resolve_settings(None, ["--model.flavor=debug", *arguments])
