@@ -175,9 +175,11 @@ def _check_files(folder: Path, backend: Any) -> None:
             "tokenizer.path: the tokenizer cuts special tokens that a text spells "
             "(split_special_tokens). Set it to false in its tokenizer_config.json."
         )
-    pre = json.loads(backend.to_str())["pre_tokenizer"] or {}
-    asked, own = rules["add_prefix_space"], pre.get("add_prefix_space")
-    if None not in (asked, own) and asked != own:
+    asked = rules["add_prefix_space"]
+    if asked is None:
+        return
+    own = (json.loads(backend.to_str())["pre_tokenizer"] or {}).get("add_prefix_space")
+    if own not in (None, asked):
         raise ValueError(
             f"tokenizer.path: add_prefix_space is {json.dumps(asked)} in tokenizer_config.json and "
             f"{json.dumps(own)} in tokenizer.json. Correct the wrong one."
