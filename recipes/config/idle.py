@@ -94,7 +94,8 @@ RULES = (
     ),
     Idle(
         ("checkpoint.interval", "checkpoint.keep_latest_k", "checkpoint.async_mode",
-         "checkpoint.last_save_model_only", "checkpoint.last_save_in_hf"),
+         "checkpoint.last_save_model_only", "checkpoint.last_save_in_hf",
+         "checkpoint.enable_first_step_checkpoint"),
         ("checkpoint.load_only",), _is("checkpoint.load_only", True),
         "checkpoint.load_only is true: nothing is saved. Set it to false",
     ),
@@ -134,7 +135,7 @@ RULES = (
         "parallelism.pipeline_parallel_degree is 1. Raise it",
     ),
     Idle(
-        ("data.shuffle_buffer",), ("data.shuffle",), _is("data.shuffle", False),
+        ("data.shuffle_buffer", "data.seed"), ("data.shuffle",), _is("data.shuffle", False),
         "data.shuffle is false. Set it to true",
     ),
     Idle(

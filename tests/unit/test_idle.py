@@ -50,7 +50,7 @@ OFF = {
         "pipeline_parallel_schedule": "Interleaved1F1B", "pipeline_parallel_schedule_csv": "x",
         "pipeline_parallel_microbatch_size": "2",
     }),
-    "data": (["--data.shuffle=false"], {"shuffle_buffer": "7"}),
+    "data": (["--data.shuffle=false"], {"shuffle_buffer": "7", "seed": "7"}),
     "metrics": (["--metrics.enable_tensorboard=false"], {
         "save_tb_folder": "x", "save_for_all_ranks": "true",
     }),
@@ -72,7 +72,7 @@ ALWAYS = {
     "model": "name flavor vocab_size dim num_layers num_heads num_kv_heads head_dim ffn_dim "
              "num_experts qk_norm tie_embeddings rope_theta norm_eps init_std max_seq_len",
     "nitp": "enable",
-    "data": "sources seed shuffle num_streams num_epochs validation_fraction bos long_documents "
+    "data": "sources shuffle num_streams num_epochs validation_fraction bos long_documents "
             "on_error num_workers",
     "data.sources": "*: checked with each source: recipes/data/config.py",
     "validation": "enable",
@@ -111,6 +111,8 @@ MORE = [
     (["--nitp.loss=token_cosine"], "--nitp.projector=none"),
     (["--checkpoint.enable", "--checkpoint.load_only"], "--checkpoint.interval=7"),
     (["--checkpoint.enable", "--checkpoint.load_only"], "--checkpoint.async_mode=async"),
+    (["--checkpoint.enable", "--checkpoint.load_only"],
+     "--checkpoint.enable_first_step_checkpoint=true"),
     (["--checkpoint.enable"], "--checkpoint.export_dtype=bfloat16"),
     (["--checkpoint.enable"], "--checkpoint.allow_pickle=true"),
     (["--checkpoint.enable"], "--checkpoint.initial_load_model_only=false"),
