@@ -66,9 +66,11 @@ def find_files(data: DataConfig) -> list[SourceFile]:
         matches = _match(option, source.path)
         _check_formats(option, source, matches)
         for name, path in matches:
+            identity = identify(path)
+            real = identity if isinstance(identity, str) else os.path.realpath(path)
             # Compressed and not, or by another compression, it is the same by its name.
-            for identity in (identify(path), strip_compression(os.path.realpath(path))):
-                owner = owners.setdefault(identity, option)
+            for same in (identity, strip_compression(real)):
+                owner = owners.setdefault(same, option)
                 if owner != option:
                     raise _named_twice(option, source, str(path), owner)
             size = path.stat().st_size
