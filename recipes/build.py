@@ -198,7 +198,7 @@ def _check_initial_load(config: Trainer.Config) -> None:
             check_hf_folder(Path(path), model)
         else:
             read_weights(Path(path))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"checkpoint.initial_load_path: {error}") from error
     assert isinstance(model, Decoder.Config)
     is_moe = any(layer.moe is not None for layer in model.layers)

@@ -67,6 +67,11 @@ def test_the_command_exports_and_says_what_it_dropped(capsys, run):
         (["--step", "7"], "no complete checkpoint of step 7. It has 3."),
         (["--step", "x"], '--step (x) must be "latest" or a number.'),
         (["--dtype", "int4"], "argument --dtype: invalid choice: 'int4'"),
+        (["--output="], "--output () is no path."),
+        (["--output=$NOT_SET_AT_ALL/x"], "--output ($NOT_SET_AT_ALL/x) names the environment var"),
+        (["--output=~nobody-of-that-name/x"], "which is no home directory."),
+        (["--output=pyproject.toml/x"], "--output (pyproject.toml) is no folder"),
+        (["--run="], "--run () is no path."),
         (["--verfy", "none"], "unrecognized arguments: --verfy none"),
     ],
 )
@@ -76,13 +81,13 @@ def test_a_wrong_argument_is_bad_usage(capsys, run, arguments, message):
 
 def test_a_folder_that_is_no_run_is_bad_usage(capsys, run):
     (run / "config.toml").unlink()
-    assert "is not a run directory: it has no config.toml" in refuse(capsys, run, code=2)
+    assert ") is not a run directory: it has no config.toml" in refuse(capsys, run, code=2)
 
 
 def test_an_existing_output_is_bad_usage_and_kept(capsys, run):
     (run.parent / "out").mkdir()
     (run.parent / "out" / "precious").touch()
-    assert "out exists" in refuse(capsys, run, code=2)
+    assert "out) exists" in refuse(capsys, run, code=2)
     assert (run.parent / "out" / "precious").exists()
 
 
