@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from recipes.config.fields import read_keys
 from recipes.config.parts import (
     build_data,
+    build_geometry,
     build_nitp,
     build_shape,
     check_choice,
@@ -34,6 +35,7 @@ def check_settings(settings: Settings) -> None:
     with _naming_the_origin(settings):
         check_ranges(settings.values)
         nitp = build_nitp(settings)
+        build_geometry(settings)
         if nitp.is_active:
             nitp.check_steps(settings.values["training"]["steps"])
         build_data(settings)
