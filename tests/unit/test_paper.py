@@ -1,0 +1,134 @@
+"""train_configs/ntp_*.toml and nitp_*.toml are the runs of the paper: its Table 4, typed again."""
+
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+
+from recipes.build import build_config
+from recipes.config.degrees import check_ranks
+from recipes.config.rules import check_settings
+from recipes.config.settings import Settings, resolve_settings
+from recipes.run.summary import Size, compute_size
+from recipes.run.trainer import RunTrainer
+
+V = 152064
+
+
+class Row(NamedTuple):
+    """A column of the paper's Table 4. tokens: in billions; k of `depth` layers."""
+
+    lr: float
+    batch: int
+    tokens: int
+    d: int
+    depth: int
+    head_dim: int
+    num_heads: int
+    num_kv_heads: int
+    ffn: int
+    k: int
+    weight: float
+    top_k: int = 0
+    expert_ffn: int = 0
+
+
+ROWS = {
+    "1.9b": Row(6.0e-4, 256, 105, 512, 16, 64, 8, 4, 10944, 3, 1.0, 8, 496),
+    "3b": Row(8.7e-4, 512, 200, 768, 17, 96, 8, 4, 10944, 4, 1.0, 8, 544),
+    "9b": Row(4.2e-4, 1024, 330, 1280, 24, 160, 8, 4, 10944, 5, 0.8, 8, 640),
+    "45b": Row(2.8e-4, 768, 240, 3072, 24, 128, 24, 8, 12288, 5, 0.6, 12, 1408),
+    "dense_0.5b": Row(4.2e-4, 512, 200, 896, 24, 64, 14, 2, 4864, 5, 1.0),
+    "dense_2b": Row(4.2e-4, 1024, 330, 1792, 28, 128, 14, 2, 10752, 6, 1.0),
+    "dense_3b": Row(4.2e-4, 1024, 330, 2560, 28, 128, 20, 4, 10240, 6, 0.8),
+}
+NUM_EXPERTS = 144
+ROUNDED_COUNTS = {
+    "1.9b": (1.843, 0.289), "3b": (3.198, 0.471), "9b": (8.750, 1.062), "45b": (44.937, 5.542),
+    "dense_0.5b": (0.494, 0.494), "dense_2b": (2.097, 2.097), "dense_3b": (3.032, 3.032),
+}  # fmt: skip
+"""(total, active) in billions."""
+
+RUNS = [f"{kind}_{name}" for name in ROWS for kind in ("ntp", "nitp")]
+
+
+@cache
+def load(run: str) -> Settings:
+    settings = resolve_settings(f"train_configs/{run}.toml", [])
+    check_settings(settings)  # the data are on the cluster
+    return settings
+
+
+@cache
+def build(run: str) -> RunTrainer.Config:
+    return build_config(load(run))
+
+
+@cache
+def size_of(run: str) -> Size:
+    """From the model on meta."""
+    return compute_size(build(run))
+
+
+def count(row: Row) -> tuple[int, int]:
+    """(total, active) by closed form. Matrices: embedding and, with experts, an unembedding of its
+    own; q, k, v, o and two norms in each layer; a last norm; three of each SwiGLU."""
+    swiglu = 3 * row.d * row.ffn
+    attention = 2 * row.d * row.head_dim * (row.num_heads + row.num_kv_heads)
+    common = row.d + row.depth * (attention + 2 * row.d)
+    if not row.top_k:
+        return (common + V * row.d + row.depth * swiglu,) * 2
+    common += 2 * V * row.d + swiglu
+    router, expert = NUM_EXPERTS * row.d, 3 * row.d * row.expert_ffn
+    total, active = (
+        common + (row.depth - 1) * (router + (1 + routed) * expert)
+        for routed in (NUM_EXPERTS, row.top_k)
+    )
+    return total, active
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_counts_on_meta_are_the_closed_forms(name: str) -> None:
+    total, active = count(ROWS[name])
+    assert (round(total / 1e9, 3), round(active / 1e9, 3)) == ROUNDED_COUNTS[name]
+    for kind, projector in (("ntp", 0), ("nitp", 12 * ROWS[name].d ** 2)):
+        size = size_of(f"{kind}_{name}")
+        assert (size.backbone, size.active, size.projector) == (total, active, projector)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_has_the_papers_settings(run: str) -> None:
+    kind, _, name = run.partition("_")
+    row, config = ROWS[name], build(run)
+    training, (group,) = config.training, config.optimizer.param_groups
+    assert training.seq_len == 8192 and training.max_norm == 1.0
+    assert training.global_batch_size == row.batch
+    # The number of steps whose tokens are nearest to the paper's.
+    assert abs(training.steps * row.batch * 8192 - row.tokens * 1e9) <= row.batch * 8192 / 2
+    assert (group.optimizer_name, group.optimizer_kwargs["lr"]) == ("AdamW", row.lr)
+    assert group.optimizer_kwargs["betas"] == (0.9, 0.95)
+    assert group.optimizer_kwargs["weight_decay"] == 0.1
+    assert (config.lr_scheduler.warmup_steps, config.lr_scheduler.decay_ratio) == (2000, 0.2)
+    assert config.validator.enable and config.checkpoint.enable
+    assert config.nitp.is_active == (kind == "nitp")
+    if config.nitp.is_active:
+        nitp = (config.nitp.target_layer, config.nitp.weight, config.nitp.projector_ratio)
+        assert nitp == (row.k, row.weight, 4.0)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_run_and_its_baseline_differ_by_one_table(name: str) -> None:
+    nitp, ntp = (load(f"{kind}_{name}").values for kind in ("nitp", "ntp"))
+    assert {table for table in ntp if ntp[table] != nitp[table]} == {"job", "nitp"}
+    assert ntp["job"]["dump_folder"] != nitp["job"]["dump_folder"]
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 4, 8])
+@pytest.mark.parametrize("run", RUNS)
+def test_nodes_of_eight_gpus_share_the_batch_the_streams_and_the_experts(
+    run: str, num_nodes: int
+) -> None:
+    config, num_gpus = build(run), 8 * num_nodes
+    check_ranks(config, num_gpus)
+    assert load(run).values["data"]["num_streams"] % num_gpus == 0
+    assert 8 % config.parallelism.expert_parallel_degree == 0, "experts stay within a node"
