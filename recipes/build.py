@@ -12,11 +12,7 @@ from recipes.platform import ON_CPU, on_platform  # first: torchtitan resolves i
 
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.metrics import MetricsProcessor
-from torchtitan.components.optimizer import (
-    LRSchedulersContainer,
-    OptimizersContainer,
-    ParamGroupConfig,
-)
+from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.components.validate import Validator
 from torchtitan.config import (
@@ -50,6 +46,7 @@ from recipes.models.decoder import build_model_spec
 from recipes.models.hf.reading import check_hf_folder
 from recipes.models.hf.weights import as_transformers_reads, read_weights
 from recipes.run.checkpoint import RunCheckpointManager
+from recipes.run.lr_schedule import RunLRSchedulers
 from recipes.run.metrics import RunMetricsProcessor
 from recipes.run.trainer import RunTrainer
 from recipes.run.validate import RunValidator
@@ -109,7 +106,7 @@ def build_torchtitan_config(settings: Settings) -> Trainer.Config:
                 loss_fn=CrossEntropyLoss.Config(global_vocab_size=spec.model.vocab_size),
             ),
             optimizer=_build_optimizer(values["optimizer"]),
-            lr_scheduler=LRSchedulersContainer.Config(**values["lr_scheduler"]),
+            lr_scheduler=RunLRSchedulers.Config(**values["lr_scheduler"]),
             training=TrainingConfig(**training),
             parallelism=ParallelismConfig(**values["parallelism"]),
             checkpoint=_build_checkpoint(values["checkpoint"]),

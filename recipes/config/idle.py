@@ -129,6 +129,11 @@ RULES = (
         "parallelism.pipeline_parallel_degree is 1. Raise it",
     ),
     Idle(
+        ("lr_scheduler.decay_type", "lr_scheduler.min_lr_factor"), ("lr_scheduler.decay_ratio",),
+        _is("lr_scheduler.decay_ratio", 0.0),
+        "lr_scheduler.decay_ratio is 0: the learning rate never decays. Raise it",
+    ),
+    Idle(
         ("data.shuffle_buffer",), ("data.shuffle",), _is("data.shuffle", False),
         "data.shuffle is false. Set it to true",
     ),

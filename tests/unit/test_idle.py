@@ -50,6 +50,9 @@ OFF = {
         "pipeline_parallel_schedule": "Interleaved1F1B", "pipeline_parallel_schedule_csv": "x",
         "pipeline_parallel_microbatch_size": "2",
     }),
+    "lr_scheduler": (["--lr_scheduler.decay_ratio=0"], {
+        "decay_type": "cosine", "min_lr_factor": "0.1",
+    }),
     "data": (["--data.shuffle=false"], {"shuffle_buffer": "7"}),
     "metrics": (["--metrics.enable_tensorboard=false"], {
         "save_tb_folder": "x", "save_for_all_ranks": "true",
@@ -79,7 +82,7 @@ ALWAYS = {
     "tokenizer": "*: of every run",
     "training": "*: of every run",
     "optimizer": "*: of every run",
-    "lr_scheduler": "*: of every run",
+    "lr_scheduler": "warmup_steps total_steps decay_ratio",
     "parallelism": "data_parallel_replicate_degree data_parallel_shard_degree "
                    "fsdp_reshard_after_forward enable_fsdp_symm_mem tensor_parallel_degree "
                    "spmd_backend pipeline_parallel_degree context_parallel_degree "

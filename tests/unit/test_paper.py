@@ -1,9 +1,10 @@
 """train_configs/ntp_*.toml and nitp_*.toml are the runs of the paper: its Table 4, typed again."""
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from recipes.build import build_config
 from recipes.config.degrees import check_ranks
@@ -121,6 +122,18 @@ def test_a_run_and_its_baseline_differ_by_one_table(name: str) -> None:
     nitp, ntp = (load(f"{kind}_{name}").values for kind in ("nitp", "ntp"))
     assert {table for table in ntp if ntp[table] != nitp[table]} == {"job", "nitp"}
     assert ntp["job"]["dump_folder"] != nitp["job"]["dump_folder"]
+
+
+def test_the_largest_model_falls_exponentially_to_a_tenth() -> None:
+    """A fifth of 38147 steps, 7629, is decay; TorchTitan lets the last step be short of its end."""
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    config = build("nitp_45b").lr_scheduler
+    optimizer: Any = torch.optim.AdamW([parameter], lr=2.8e-4)
+    (scheduler,) = config.build(optimizers=[optimizer], training_steps=38147)
+    (factor,) = scheduler.lr_lambdas
+    assert [factor(step - 1) for step in (1, 2000, 2001, 30519)] == [1 / 2000, 1.0, 1.0, 1.0]
+    for step in (30520, 34333, 38147):
+        assert factor(step - 1) == pytest.approx(10 ** (-(step - 30519) / 7629), rel=1e-12)
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 4, 8])
