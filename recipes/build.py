@@ -56,6 +56,9 @@ _ACTIVATION_CHECKPOINT = {
     "full": activation_checkpoint.FullAC.Config,
     "memory_budget": activation_checkpoint.MemoryBudgetAC.Config,
 }
+_NORMS_AND_EMBEDDINGS = r"norm\d*\.(weight|bias)$|^tok_embeddings\."
+"""Names of parameters, in TorchTitan's models too. One pattern, as each must match a parameter of
+every pipeline stage: all that have a layer have norms."""
 
 
 def build_config(settings: Settings) -> RunTrainer.Config:
@@ -151,19 +154,24 @@ def build_model(settings: Settings) -> ModelSpec:
 
 
 def _build_optimizer(values: dict[str, Any]) -> OptimizersContainer.Config:
+    # By pattern; the first that matches a parameter has it.
+    decay = {".*": values["weight_decay"]}
+    if not values["decay_norms_and_embeddings"]:
+        decay = {_NORMS_AND_EMBEDDINGS: 0.0, **decay}
     return OptimizersContainer.Config(
         implementation=values["implementation"],
         param_groups=[
             ParamGroupConfig(
-                pattern=".*",
+                pattern=pattern,
                 optimizer_name=values["name"],
                 optimizer_kwargs={
                     "lr": values["lr"],
                     "betas": tuple(values["betas"]),
                     "eps": values["eps"],
-                    "weight_decay": values["weight_decay"],
+                    "weight_decay": weight_decay,
                 },
             )
+            for pattern, weight_decay in decay.items()
         ],
     )
 

@@ -129,6 +129,11 @@ RULES = (
         "parallelism.pipeline_parallel_degree is 1. Raise it",
     ),
     Idle(
+        ("optimizer.decay_norms_and_embeddings",), ("optimizer.weight_decay",),
+        _is("optimizer.weight_decay", 0.0),
+        "optimizer.weight_decay is 0: nothing decays. Raise it",
+    ),
+    Idle(
         ("lr_scheduler.decay_type", "lr_scheduler.min_lr_factor"), ("lr_scheduler.decay_ratio",),
         _is("lr_scheduler.decay_ratio", 0.0),
         "lr_scheduler.decay_ratio is 0: the learning rate never decays. Raise it",

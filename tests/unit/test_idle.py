@@ -50,6 +50,7 @@ OFF = {
         "pipeline_parallel_schedule": "Interleaved1F1B", "pipeline_parallel_schedule_csv": "x",
         "pipeline_parallel_microbatch_size": "2",
     }),
+    "optimizer": (["--optimizer.weight_decay=0"], {"decay_norms_and_embeddings": "false"}),
     "lr_scheduler": (["--lr_scheduler.decay_ratio=0"], {
         "decay_type": "cosine", "min_lr_factor": "0.1",
     }),
@@ -81,7 +82,7 @@ ALWAYS = {
     "validation": "enable",
     "tokenizer": "*: of every run",
     "training": "*: of every run",
-    "optimizer": "*: of every run",
+    "optimizer": "name lr betas eps weight_decay implementation",
     "lr_scheduler": "warmup_steps total_steps decay_ratio",
     "parallelism": "data_parallel_replicate_degree data_parallel_shard_degree "
                    "fsdp_reshard_after_forward enable_fsdp_symm_mem tensor_parallel_degree "
