@@ -88,7 +88,7 @@ RULES = (
     ),
     Idle(
         ("model.num_dense_layers", "model.num_shared_experts", "model.top_k", "model.expert_dim",
-         "model.expert_bias_rate", "debug.moe_force_load_balance"),
+         "model.router_score_func", "model.expert_bias_rate", "debug.moe_force_load_balance"),
         ("model.num_experts", "model.flavor"), _is_dense,
         "the model has no experts. Set model.num_experts, or choose another model.flavor",
     ),

@@ -4,6 +4,9 @@ Plain data: no torch, so depth and size are known before anything heavy is impor
 """
 
 from dataclasses import dataclass
+from typing import Literal
+
+RouterScoreFunc = Literal["sigmoid", "softmax"]
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -45,6 +48,11 @@ class DecoderShape:
 
     expert_dim: int = 0
     """MoE only: hidden width of one expert."""
+
+    router_score_func: RouterScoreFunc = "sigmoid"
+    """MoE only: how the router's logits become scores. Either way the top_k experts by score and
+    selection bias are chosen, and weighted by their scores over the sum of these. Softmax is not
+    exported; its scores add up to 1, so that an expert_bias_rate that suits them is smaller."""
 
     expert_bias_rate: float = 1e-3
     """MoE only: step of the router's selection bias, which balances the experts' load."""

@@ -40,7 +40,7 @@ OFF = {
     }),
     "model": ([], {
         "num_dense_layers": "1", "num_shared_experts": "1", "top_k": "1", "expert_dim": "8",
-        "expert_bias_rate": "0.1",
+        "router_score_func": "softmax", "expert_bias_rate": "0.1",
     }),
     "parallelism": ([], {
         "enable_sequence_parallel": "false", "context_parallel_load_balancer": "none",
