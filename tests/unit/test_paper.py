@@ -1,6 +1,10 @@
-"""train_configs/ntp_*.toml and nitp_*.toml are the runs of the paper: its Table 4, typed again."""
+"""train_configs/ntp_*.toml and nitp_*.toml are the runs of the paper: its Table 4, typed again. And
+docs/paper.md: its table of counts, its commands."""
 
+import os
+import shlex
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -9,8 +13,8 @@ import torch
 from recipes.build import build_config
 from recipes.config.degrees import check_ranks
 from recipes.config.rules import check_settings
-from recipes.config.settings import Settings, resolve_settings
-from recipes.run.summary import Size, compute_size
+from recipes.config.settings import COMMAND_LINE, Settings, resolve_settings
+from recipes.run.summary import Size, compute_size, tabulate
 from recipes.run.trainer import RunTrainer
 
 V = 152064
@@ -145,3 +149,72 @@ def test_nodes_of_eight_gpus_share_the_batch_the_streams_and_the_experts(
     check_ranks(config, num_gpus)
     assert load(run).values["data"]["num_streams"] % num_gpus == 0
     assert 8 % config.parallelism.expert_parallel_degree == 0, "experts stay within a node"
+
+
+# docs/paper.md
+
+PAGE = (Path(__file__).parents[2] / "docs/paper.md").read_text()
+COMMANDS = [shlex.split(line)[1:] for line in PAGE.splitlines() if line.startswith("$train ")]
+ABLATIONS = {
+    ("nitp_3b", f"--nitp.{override}")
+    for override in (
+        "target_layer=0", "target_layer=2", "target_layer=6", "target_layer=8", "target_layer=14",
+        "shift=0", "loss=mse", "loss=smooth_l1", "loss=kl", "loss=token_cosine",
+        "stop_gradient=false", "start_step=1000", "start_step=2000", "start_step=3000",
+        "projector=none", "weight=0.5", "weight=2.0",
+    )
+} | {("nitp_9b", "--nitp.target_layer=4"), ("nitp_9b", "--nitp.target_layer=6")}  # fmt: skip
+"""The rows of the paper's tables, but for those that are a file as it is."""
+
+
+def test_the_page_has_a_command_for_every_ablation() -> None:
+    rows = {(Path(path).stem, *overrides[:1]) for path, *overrides in COMMANDS}
+    assert rows == ABLATIONS | {("ntp_3b",), ("nitp_3b",), ("ntp_9b",), ("nitp_9b",)}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_command_of_the_page_is_one_override_of_a_run_that_builds(command: list[str]) -> None:
+    path, *overrides = command
+    settings = resolve_settings(path, overrides)
+    check_settings(settings)
+    check_ranks(build_config(settings), 8)
+    plain = load(Path(path).stem).values
+    given = [name for name, where in settings.origin.items() if where == COMMAND_LINE]
+    assert len(given) == len(overrides) == (2 if overrides else 0)
+    for table, _, key in (name.partition(".") for name in given):
+        assert settings.values[table][key] != plain[table][key]
+
+
+def test_no_two_commands_of_the_page_share_a_run_directory() -> None:
+    folders = [
+        resolve_settings(path, rest).values["job"]["dump_folder"] for path, *rest in COMMANDS
+    ]
+    assert len(set(map(os.path.normpath, folders))) == len(COMMANDS)
+
+
+def test_the_pages_table_of_counts_is_what_its_command_prints() -> None:
+    (command,) = (line for line in PAGE.splitlines() if "scripts/count_parameters.py" in line)
+    assert command.endswith(" train_configs/nitp_{" + ",".join(ROWS) + "}.toml")
+    table = tabulate(
+        (load(f"nitp_{name}").values["model"]["flavor"], size_of(f"nitp_{name}")) for name in ROWS
+    )
+    assert f"\n\n{table}\n\n" in PAGE
+
+
+def test_the_page_names_the_files_with_their_target_layers_weights_and_steps() -> None:
+    for name, row in ROWS.items():
+        files = " | ".join(f"`train_configs/{kind}_{name}.toml`" for kind in ("ntp", "nitp"))
+        steps = build(f"ntp_{name}").training.steps
+        assert f"| {files} | {row.k} of {row.depth} | {row.weight} | {steps} |\n" in PAGE
+
+
+def test_distances_are_to_the_sizes_in_a_flavors_name() -> None:
+    size = Size(
+        backbone=2_130_000_000, active=900_000_000, projector=0, backbone_flops=1, nitp_flops=0
+    )
+    *_, dense, moe, other = tabulate(
+        [("dense_2b", size), ("x_2b_a1b", size), ("debugmodel", size)]
+    ).splitlines()
+    assert dense == "| dense_2b | 2,130,000,000 | +6.5% | 900,000,000 | -55.0% | 0 |"
+    assert moe == "| x_2b_a1b | 2,130,000,000 | +6.5% | 900,000,000 | -10.0% | 0 |"
+    assert other == "| debugmodel | 2,130,000,000 | - | 900,000,000 | - | 0 |"
