@@ -92,7 +92,7 @@ RULES = (
     ),
     Idle(
         ("model.num_dense_layers", "model.num_shared_experts", "model.top_k", "model.expert_dim",
-         "model.expert_bias_rate", "debug.moe_force_load_balance"),
+         "model.router_score_func", "model.expert_bias_rate", "debug.moe_force_load_balance"),
         ("model.num_experts", "model.flavor"), _is_dense,
         "the model has no experts. Set model.num_experts, or choose another model.flavor",
     ),
@@ -137,6 +137,11 @@ RULES = (
         ("parallelism.pipeline_parallel_*", "parallelism.module_fqns_per_model_part"),
         ("parallelism.pipeline_parallel_degree",), _is("parallelism.pipeline_parallel_degree", 1),
         "parallelism.pipeline_parallel_degree is 1. Raise it",
+    ),
+    Idle(
+        ("optimizer.decay_norms_and_embeddings",), ("optimizer.weight_decay",),
+        _is("optimizer.weight_decay", 0.0),
+        "optimizer.weight_decay is 0: nothing decays. Raise it",
     ),
     Idle(
         ("data.shuffle_buffer", "data.seed"), ("data.shuffle",), _is("data.shuffle", False),

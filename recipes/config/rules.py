@@ -130,6 +130,13 @@ def _check_schedule(settings: Settings) -> None:
             "its end the schedule has no learning rate. Raise lr_scheduler.total_steps, or leave "
             "it out."
         )
+    lowest = settings.values["lr_scheduler"]["min_lr_factor"]
+    if settings.values["lr_scheduler"]["decay_type"] == "exponential" and lowest == 0.0:
+        raise ValueError(
+            "lr_scheduler.min_lr_factor (0.0) must be greater than 0 with lr_scheduler.decay_type "
+            '"exponential", which falls by equal factors and never reaches 0. Set 0.1, or choose '
+            "another decay."
+        )
 
 
 def _check_reports(settings: Settings) -> None:

@@ -119,6 +119,14 @@ def test_the_9b_model_is_compared_up_to_its_first_moe_layer(monkeypatch):
         export_run._choose_depth(spec)
 
 
+def test_softmax_scores_are_refused_before_training():
+    settings = resolve_settings(
+        "train_configs/debug_moe.toml", ["--model.router_score_func=softmax", "--export.enable"]
+    )
+    with pytest.raises(ValueError, match=r'^model\.router_score_func \("softmax"\) must be'):
+        export_run.check_model(settings)
+
+
 def test_an_unfinished_checkpoint_is_no_checkpoint(capsys, run):
     (run / "checkpoint/step-3/.metadata").unlink()
     expected = "has no complete checkpoint (step-3: it has no .metadata, so its save did not end)"
@@ -200,6 +208,7 @@ def test_a_full_disk_fails_and_leaves_nothing(capsys, run):
     [
         (["--model.num_shared_experts=0"], "model.num_shared_experts (0) must be at least 1"),
         (["--model.tie_embeddings"], "A mixture of experts must be untied."),
+        (["--model.router_score_func=softmax"], 'model.router_score_func ("softmax") must be "sig'),
     ],
 )
 def test_a_model_without_a_stock_architecture_is_refused(capsys, tmp_path, overrides, message):

@@ -41,7 +41,7 @@ OFF = {
     "geometry": (["--geometry.enable=false"], {"freq": "20", "layers": "all"}),
     "model": ([], {
         "num_dense_layers": "1", "num_shared_experts": "1", "top_k": "1", "expert_dim": "8",
-        "expert_bias_rate": "0.1",
+        "router_score_func": "softmax", "expert_bias_rate": "0.1",
     }),
     "parallelism": ([], {
         "enable_sequence_parallel": "false", "context_parallel_load_balancer": "none",
@@ -51,6 +51,7 @@ OFF = {
         "pipeline_parallel_schedule": "Interleaved1F1B", "pipeline_parallel_schedule_csv": "x",
         "pipeline_parallel_microbatch_size": "2",
     }),
+    "optimizer": (["--optimizer.weight_decay=0"], {"decay_norms_and_embeddings": "false"}),
     "data": (["--data.shuffle=false"], {"shuffle_buffer": "7", "seed": "7"}),
     "metrics": (["--metrics.enable_tensorboard=false"], {
         "save_tb_folder": "x", "save_for_all_ranks": "true",
@@ -80,8 +81,8 @@ ALWAYS = {
     "validation": "enable",
     "tokenizer": "*: of every run",
     "training": "*: of every run",
-    "optimizer": "*: of every run",
-    "lr_scheduler": "*: of every run",
+    "optimizer": "name lr betas eps weight_decay implementation",
+    "lr_scheduler": "warmup_steps total_steps decay_ratio",
     "parallelism": "data_parallel_replicate_degree data_parallel_shard_degree "
                    "fsdp_reshard_after_forward enable_fsdp_symm_mem tensor_parallel_degree "
                    "spmd_backend pipeline_parallel_degree context_parallel_degree "
