@@ -52,6 +52,9 @@ OFF = {
         "pipeline_parallel_microbatch_size": "2",
     }),
     "optimizer": (["--optimizer.weight_decay=0"], {"decay_norms_and_embeddings": "false"}),
+    "lr_scheduler": (["--lr_scheduler.decay_ratio=0"], {
+        "decay_type": "sqrt", "min_lr_factor": "0.1",
+    }),
     "data": (["--data.shuffle=false"], {"shuffle_buffer": "7", "seed": "7"}),
     "metrics": (["--metrics.enable_tensorboard=false"], {
         "save_tb_folder": "x", "save_for_all_ranks": "true",
@@ -121,8 +124,6 @@ MORE = [
     (["--checkpoint.enable"], "--checkpoint.initial_load_model_only=false"),
     (["--checkpoint.enable", "--checkpoint.initial_load_path=x", "--checkpoint.initial_load_in_hf"],
      "--checkpoint.allow_pickle=true"),
-    (["--lr_scheduler.decay_ratio=0"], "--lr_scheduler.decay_type=sqrt"),
-    (["--lr_scheduler.decay_ratio=0"], "--lr_scheduler.min_lr_factor=0.1"),
     (["--profiler.enable_memory_snapshot", "--profiler.memory_snapshot_freq=3"],
      "--profiler.profile_freq=5"),
     (["--compile.enable"], "--compile.enable_async_tensor_parallel=true"),

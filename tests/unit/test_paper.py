@@ -210,8 +210,9 @@ def test_the_page_names_the_files_with_their_target_layers_weights_and_steps() -
 
 def test_distances_are_to_the_sizes_in_a_flavors_name() -> None:
     size = Size(
-        backbone=2_130_000_000, active=900_000_000, projector=0, backbone_flops=1, nitp_flops=0
-    )
+        backbone=2_130_000_000, active=900_000_000, projector=0, backbone_flops=1, nitp_flops=0,
+        geometry_flops=0,
+    )  # fmt: skip
     *_, dense, moe, other = tabulate(
         [("dense_2b", size), ("x_2b_a1b", size), ("debugmodel", size)]
     ).splitlines()
