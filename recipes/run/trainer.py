@@ -17,7 +17,7 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.observability import structured_logger as sl
 from torchtitan.tools.logging import logger
 
-from nitp.loss import MeasuredLoss
+from nitp.measured import MeasuredLoss
 from nitp.trainer import Batch, NITPTrainer
 from recipes.config.degrees import check_degrees, check_expert_ranks
 from recipes.config.options import OnNonfinite
