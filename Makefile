@@ -19,7 +19,7 @@ test-slow: .venv/.installed
 check-gpu: .venv/.installed
 	$(BIN)/python scripts/check_gpu.py --minutes $(MINUTES)
 
-# Forty kills, twenty rounds of rivals on one directory, then 82 bad inputs. The kills are kept:
+# Forty kills, twenty rounds of rivals on one directory, then 132 bad inputs. The kills are kept:
 # started again, it goes on where it ended.
 campaign: .venv/.installed
 	$(BIN)/python -m tests.campaign.kills --output outputs/campaign

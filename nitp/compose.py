@@ -6,7 +6,7 @@ from torchtitan.models.common.decoder import Decoder
 from torchtitan.trainer import Trainer
 
 from nitp.config import GeometryConfig, NITPConfig
-from nitp.loss import MeasuredLoss
+from nitp.measured import MeasuredLoss
 
 
 def check_composition(config: Trainer.Config, nitp: NITPConfig, geometry: GeometryConfig) -> None:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torchtitan.components.loss import ChunkedLossWrapper
 from torchtitan.config import CompileConfig
 
 from nitp import objective
@@ -19,7 +18,7 @@ from nitp._torchtitan import GradAccumulator
 from nitp.config import NITPConfig
 from nitp.decoder import NITPOutput
 from nitp.fsdp import hold_stage, one_projector_sync
-from nitp.meter import GeometryMeter
+from nitp.measured import MeasuredLoss
 from nitp.projector import PROJECTOR_NAME
 from nitp.sequence import SequenceShards
 
@@ -44,31 +43,6 @@ class _Attached(NamedTuple):
     shards: SequenceShards
     is_pipelined: bool
     sums: torch.Tensor
-
-
-class MeasuredLoss(ChunkedLossWrapper):
-    """TorchTitan's loss, which shows the states that it gets to a meter first, if it has one.
-
-    Call, value and gradient are ChunkedLossWrapper's.
-    """
-
-    @dataclass(kw_only=True, slots=True)
-    class Config(ChunkedLossWrapper.Config):
-        pass
-
-    meter: GeometryMeter | None = None
-    """The trainer has it after the loss. None: nothing is measured."""
-
-    def __call__(
-        self,
-        pred: Any,
-        labels: torch.Tensor,
-        global_valid_tokens: torch.Tensor | None = None,
-        **loss_inputs: Any,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        if self.meter is not None:
-            self.meter.add_hidden(pred, labels)
-        return super().__call__(pred, labels, global_valid_tokens, **loss_inputs)
 
 
 class NITPLoss(MeasuredLoss):

@@ -130,8 +130,9 @@ class NITPMetricsProcessor(MetricsProcessor):
     def log_pending(self) -> None:
         """Log the effective ranks that are being computed, when they are known."""
         while self._pending:
-            step, tags = self._pending.popleft()
-            self.logger.log(tags.result(), step)
+            step, ranks = self._pending.popleft()
+            if tags := ranks.result():
+                self.logger.log(tags, step)
 
     def close(self) -> None:
         self.log_pending()

@@ -22,7 +22,8 @@ from nitp._torchtitan import built_class
 from nitp.checkpoint import NITPCheckpointManager, without_projector
 from nitp.config import NITPConfig
 from nitp.decoder import NITPDecoder, nitp_decoder_class
-from nitp.loss import MeasuredLoss, NITPLoss
+from nitp.loss import NITPLoss
+from nitp.measured import MeasuredLoss
 from nitp.metrics import NITPMetricsProcessor
 from nitp.parallelize import wrap_parallelize, wrap_pipelining
 from nitp.projector import build_projector_config

@@ -11,7 +11,8 @@ from torchtitan.trainer import Trainer
 
 from nitp.compose import check_composition
 from nitp.config import GeometryConfig, NITPConfig
-from nitp.loss import MeasuredLoss, NITPLoss
+from nitp.loss import NITPLoss
+from nitp.measured import MeasuredLoss
 from nitp.meter import GeometryMeter
 from nitp.metrics import NITPMetricsProcessor, StepContext
 from nitp.pairs import PAIR_WEIGHT, pair_mask, shard_pair_weight

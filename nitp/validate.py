@@ -8,7 +8,8 @@ from torch import nn
 from torchtitan.components.validate import Validator
 
 from nitp.fsdp import forget_forward
-from nitp.loss import MeasuredLoss, NITPLoss
+from nitp.loss import NITPLoss
+from nitp.measured import MeasuredLoss
 from nitp.meter import GeometryMeter
 from nitp.pairs import PAIR_WEIGHT, pair_mask, shard_pair_weight
 

@@ -12,11 +12,7 @@ from recipes.platform import ON_CPU, on_platform  # first: torchtitan resolves i
 
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.metrics import MetricsProcessor
-from torchtitan.components.optimizer import (
-    LRSchedulersContainer,
-    OptimizersContainer,
-    ParamGroupConfig,
-)
+from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.components.validate import Validator
 from torchtitan.config import (
@@ -50,6 +46,7 @@ from recipes.models.decoder import build_model_spec
 from recipes.models.hf.reading import check_hf_folder
 from recipes.models.hf.weights import as_transformers_reads, read_weights
 from recipes.run.checkpoint import RunCheckpointManager
+from recipes.run.lr_schedule import RunLRSchedulers
 from recipes.run.metrics import RunMetricsProcessor
 from recipes.run.trainer import RunTrainer
 from recipes.run.validate import RunValidator
@@ -59,6 +56,9 @@ _ACTIVATION_CHECKPOINT = {
     "full": activation_checkpoint.FullAC.Config,
     "memory_budget": activation_checkpoint.MemoryBudgetAC.Config,
 }
+_NORMS_AND_EMBEDDINGS = r"norm\d*\.(weight|bias)$|^tok_embeddings\."
+"""Names of parameters, in TorchTitan's models too. One pattern, as each must match a parameter of
+every pipeline stage: all that have a layer have norms."""
 
 
 def build_config(settings: Settings) -> RunTrainer.Config:
@@ -111,7 +111,7 @@ def build_torchtitan_config(settings: Settings) -> Trainer.Config:
                 loss_fn=CrossEntropyLoss.Config(global_vocab_size=spec.model.vocab_size),
             ),
             optimizer=_build_optimizer(values["optimizer"]),
-            lr_scheduler=LRSchedulersContainer.Config(**values["lr_scheduler"]),
+            lr_scheduler=RunLRSchedulers.Config(**values["lr_scheduler"]),
             training=TrainingConfig(**training),
             parallelism=ParallelismConfig(**values["parallelism"]),
             checkpoint=_build_checkpoint(values["checkpoint"]),
@@ -156,19 +156,24 @@ def build_model(settings: Settings) -> ModelSpec:
 
 
 def _build_optimizer(values: dict[str, Any]) -> OptimizersContainer.Config:
+    # By pattern; the first that matches a parameter has it.
+    decay = {".*": values["weight_decay"]}
+    if not values["decay_norms_and_embeddings"]:
+        decay = {_NORMS_AND_EMBEDDINGS: 0.0, **decay}
     return OptimizersContainer.Config(
         implementation=values["implementation"],
         param_groups=[
             ParamGroupConfig(
-                pattern=".*",
+                pattern=pattern,
                 optimizer_name=values["name"],
                 optimizer_kwargs={
                     "lr": values["lr"],
                     "betas": tuple(values["betas"]),
                     "eps": values["eps"],
-                    "weight_decay": values["weight_decay"],
+                    "weight_decay": weight_decay,
                 },
             )
+            for pattern, weight_decay in decay.items()
         ],
     )
 
@@ -198,7 +203,7 @@ def _check_initial_load(config: Trainer.Config) -> None:
             check_hf_folder(Path(path), model)
         else:
             read_weights(Path(path))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"checkpoint.initial_load_path: {error}") from error
     assert isinstance(model, Decoder.Config)
     is_moe = any(layer.moe is not None for layer in model.layers)

@@ -1,6 +1,7 @@
 """What the commands share: the launcher's environment, or one in its place; errors as one line."""
 
 import os
+import re
 import socket
 import sys
 import time
@@ -15,11 +16,25 @@ _EXPLAINED = (ValueError, NotImplementedError, FloatingPointError, OSError)
 _PATIENCE_S = 15.0
 """More than ranks that start together are apart."""
 
+_READ_ANYWAY = (
+    ("LOG_RANK", "ranks separated by commas", r"\d+(,\d+)*"),
+    ("SLURM_RESTART_COUNT", "a number", r"\d+"),
+)
+"""Environment variables that a run reads besides the launcher's, what they must be, and how that is
+spelt."""
+
 _LAUNCHER_NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
 
 def check_environment(environment: Mapping[str, str]) -> None:
-    """Raise SettingsError unless the environment has all that torchrun sets, or no RANK."""
+    """Raise SettingsError unless the environment has all that torchrun sets, or no RANK, and what
+    else is read of it makes sense."""
+    for name, rule, pattern in _READ_ANYWAY:
+        value = environment.get(name, "")
+        if value and re.fullmatch(pattern, value) is None:
+            raise SettingsError(
+                f"environment variable {name} ({value}) must be {rule}. Correct or unset it."
+            )
     if "RANK" not in environment:
         return
     for name in (*_LAUNCHER_NUMBERS, "MASTER_ADDR"):
@@ -29,10 +44,17 @@ def check_environment(environment: Mapping[str, str]) -> None:
                 f"environment variable {name} ({value or 'not set'}) does not go with RANK "
                 f"({environment['RANK']}), which is set. Start with torchrun, or unset RANK."
             )
-    if not int(environment["RANK"]) < int(environment["WORLD_SIZE"]):
+    numbers = {name: int(environment[name]) for name in _LAUNCHER_NUMBERS}
+    for name, limit in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if not numbers[name] < numbers[limit]:
+            raise SettingsError(
+                f"environment variable {name} ({numbers[name]}) must be less than {limit} "
+                f"({numbers[limit]}). Start with torchrun, or unset RANK."
+            )
+    if not 1 <= numbers["MASTER_PORT"] < 2**16:
         raise SettingsError(
-            f"environment variable RANK ({environment['RANK']}) must be less than WORLD_SIZE "
-            f"({environment['WORLD_SIZE']}). Start with torchrun, or unset RANK."
+            f"environment variable MASTER_PORT ({numbers['MASTER_PORT']}) must be from 1 to 65535. "
+            "Start with torchrun, or unset RANK."
         )
 
 

@@ -226,11 +226,13 @@ def attention(layer: Params, x: torch.Tensor, shape: DecoderShape) -> torch.Tens
 
 
 def moe(layer: Params, x: torch.Tensor, shape: DecoderShape) -> torch.Tensor:
-    """Sigmoid scores; the top_k experts, weighted by their normalised scores; a shared expert."""
+    """The top_k experts by score, weighted by their normalised scores; a shared expert."""
     experts = "moe.routed_experts.inner_experts"
     rows = []
     for t in range(len(x)):
-        scores = (layer["moe.router.gate.weight"] @ x[t]).sigmoid()
+        logits = layer["moe.router.gate.weight"] @ x[t]
+        is_softmax = shape.router_score_func == "softmax"
+        scores = logits.exp() / logits.exp().sum() if is_softmax else logits.sigmoid()
         chosen = scores.topk(shape.top_k).indices.tolist()
         total = sum(scores[e] for e in chosen)
         row = swiglu(layer, "moe.shared_experts", x[t])

@@ -92,13 +92,14 @@ RULES = (
     ),
     Idle(
         ("model.num_dense_layers", "model.num_shared_experts", "model.top_k", "model.expert_dim",
-         "model.expert_bias_rate", "debug.moe_force_load_balance"),
+         "model.router_score_func", "model.expert_bias_rate", "debug.moe_force_load_balance"),
         ("model.num_experts", "model.flavor"), _is_dense,
         "the model has no experts. Set model.num_experts, or choose another model.flavor",
     ),
     Idle(
         ("checkpoint.interval", "checkpoint.keep_latest_k", "checkpoint.async_mode",
-         "checkpoint.last_save_model_only", "checkpoint.last_save_in_hf"),
+         "checkpoint.last_save_model_only", "checkpoint.last_save_in_hf",
+         "checkpoint.enable_first_step_checkpoint"),
         ("checkpoint.load_only",), _is("checkpoint.load_only", True),
         "checkpoint.load_only is true: nothing is saved. Set it to false",
     ),
@@ -109,13 +110,18 @@ RULES = (
     ),
     Idle(
         ("checkpoint.initial_load_model_only", "checkpoint.allow_pickle"),
-        ("checkpoint.initial_load_path",), _is("checkpoint.initial_load_path", None, ""),
+        ("checkpoint.initial_load_path",), _is("checkpoint.initial_load_path", None),
         "checkpoint.initial_load_path is not set. Set it",
     ),
     Idle(
         ("checkpoint.allow_pickle",), ("checkpoint.initial_load_in_hf",),
         _is("checkpoint.initial_load_in_hf", True),
         "checkpoint.initial_load_in_hf is true: safetensors have no pickles. Leave it",
+    ),
+    Idle(
+        ("lr_scheduler.decay_type", "lr_scheduler.min_lr_factor"), ("lr_scheduler.decay_ratio",),
+        _is("lr_scheduler.decay_ratio", 0.0),
+        "lr_scheduler.decay_ratio is 0: the learning rate does not decay. Raise it",
     ),
     Idle(
         ("parallelism.enable_sequence_parallel", "compile.enable_async_tensor_parallel"),
@@ -133,7 +139,12 @@ RULES = (
         "parallelism.pipeline_parallel_degree is 1. Raise it",
     ),
     Idle(
-        ("data.shuffle_buffer",), ("data.shuffle",), _is("data.shuffle", False),
+        ("optimizer.decay_norms_and_embeddings",), ("optimizer.weight_decay",),
+        _is("optimizer.weight_decay", 0.0),
+        "optimizer.weight_decay is 0: nothing decays. Raise it",
+    ),
+    Idle(
+        ("data.shuffle_buffer", "data.seed"), ("data.shuffle",), _is("data.shuffle", False),
         "data.shuffle is false. Set it to true",
     ),
     Idle(
@@ -147,8 +158,17 @@ RULES = (
         "metrics.enable_tensorboard is false. Set it to true",
     ),
     Idle(
-        ("profiler.save_traces_folder", "profiler.profile*", "profiler.profiler_*"),
+        ("profiler.save_traces_folder", "profiler.profiler_*"),
         ("profiler.enable_profiling",), _is("profiler.enable_profiling", False),
+        "profiler.enable_profiling is false. Set it to true",
+    ),
+    Idle(
+        ("profiler.profile_freq",),
+        ("profiler.enable_profiling", "profiler.enable_memory_snapshot",
+         "profiler.memory_snapshot_freq"),
+        lambda v: not v["profiler"]["enable_profiling"]
+        and (not v["profiler"]["enable_memory_snapshot"]
+             or v["profiler"]["memory_snapshot_freq"] is not None),
         "profiler.enable_profiling is false. Set it to true",
     ),
     Idle(

@@ -90,7 +90,13 @@ class OptimizerOptions:
     """Term added to the denominator."""
 
     weight_decay: float = 0.1
-    """Weight decay of all parameters."""
+    """Weight decay of all parameters, but for decay_norms_and_embeddings."""
+
+    decay_norms_and_embeddings: bool = True
+    """Whether norms and the embedding decay as other parameters do. False: they are a group of
+    their own, without decay, and the learning rate is logged twice, as lr/AdamW/0 (theirs) and
+    lr/AdamW/1. Tied to the embedding, the unembedding does not decay either; its own matrix does,
+    and so does NITP's projector. No pipeline stage may then be the embedding alone."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -4,21 +4,21 @@ Free of torch: what these refuse costs a second, not the start of a job.
 """
 
 import importlib.util
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
 
 from recipes.config.fields import read_keys
 from recipes.config.parts import (
     build_data,
+    build_geometry,
     build_nitp,
     build_shape,
     check_choice,
     torchtitan_models,
 )
+from recipes.config.paths import check_run_paths
+from recipes.config.ranges import check_ranges
 from recipes.config.settings import Settings, SettingsError
 from recipes.data.sources import check_sources
 from recipes.data.tokenizer import check_tokenizer
@@ -33,16 +33,18 @@ def check_settings(settings: Settings) -> None:
     themselves (degrees, dtypes, checkpoint paths) is left to them.
     """
     with _naming_the_origin(settings):
-        _check_ranges(settings)
+        check_ranges(settings.values)
         nitp = build_nitp(settings)
+        build_geometry(settings)
         if nitp.is_active:
             nitp.check_steps(settings.values["training"]["steps"])
         build_data(settings)
         _check_validation(settings)
         _check_nonfinite(settings)
         _check_schedule(settings)
+        _check_reports(settings)
         _check_checkpoint(settings)
-        _check_folders(settings)
+        check_run_paths(settings.values)
         if settings.values["model"]["name"] == "nitp":
             shape = build_shape(settings)
             if nitp.is_active:
@@ -128,6 +130,31 @@ def _check_schedule(settings: Settings) -> None:
             "its end the schedule has no learning rate. Raise lr_scheduler.total_steps, or leave "
             "it out."
         )
+    lowest = settings.values["lr_scheduler"]["min_lr_factor"]
+    if settings.values["lr_scheduler"]["decay_type"] == "exponential" and lowest == 0.0:
+        raise ValueError(
+            "lr_scheduler.min_lr_factor (0.0) must be greater than 0 with lr_scheduler.decay_type "
+            '"exponential", which falls by equal factors and never reaches 0. Set 0.1, or choose '
+            "another decay."
+        )
+
+
+def _check_reports(settings: Settings) -> None:
+    """TorchTitan asserts the one, and goes on without the other."""
+    profiler = settings.values["profiler"]
+    freq, warmup, active = (
+        profiler[key] for key in ("profile_freq", "profiler_warmup", "profiler_active")
+    )
+    if profiler["enable_profiling"] and freq < warmup + active:
+        raise ValueError(
+            f"profiler.profile_freq ({freq}) must be at least profiler.profiler_warmup ({warmup}) "
+            f"and profiler.profiler_active ({active}) together. Raise it, or lower these."
+        )
+    if settings.values["metrics"]["enable_wandb"] and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            "metrics.enable_wandb (true) needs the package wandb. Install it, or set "
+            "metrics.enable_wandb to false."
+        )
 
 
 def _check_nonfinite(settings: Settings) -> None:
@@ -160,75 +187,3 @@ def _check_checkpoint(settings: Settings) -> None:
             "checkpoint.initial_load_in_hf is true, and those have pickles in them, which run code "
             "of whoever wrote them. Set checkpoint.allow_pickle = true if you trust it."
         )
-
-
-def _check_folders(settings: Settings) -> None:
-    """A job owns its run directory, and no other folder."""
-    for option in ("checkpoint.folder", "metrics.save_tb_folder", "export.folder"):
-        table, _, key = option.partition(".")
-        path = Path(settings.values[table][key])
-        if path.is_absolute() or os.pardir in path.parts:
-            raise ValueError(
-                f"{option} ({path}) must be inside job.dump_folder, which belongs to one job at a "
-                "time. Give a relative path, or move job.dump_folder."
-            )
-
-
-# ------------------------------------------------------------------------ ranges
-# Left to TorchTitan, these numbers divide by zero, or train nothing or nonsense without a word.
-
-
-class Range(NamedTuple):
-    """What the values of an option have in common."""
-
-    words: str
-    """Complete "must be ..."."""
-
-    holds: Callable[[Any], bool]
-
-
-AT_LEAST_1 = Range("at least 1", lambda n: n >= 1)
-AT_LEAST_0 = Range("at least 0", lambda n: n >= 0)
-POSITIVE = Range("greater than 0", lambda n: n > 0)
-SHARE = Range("from 0 to 1", lambda n: 0 <= n <= 1)
-COUNT_OR_FREE = Range("at least 1, or -1", lambda n: n >= 1 or n == -1)
-
-RANGES: dict[str, Range] = {
-    "training.steps": AT_LEAST_1,
-    "training.seq_len": AT_LEAST_1,
-    "training.local_batch_size": AT_LEAST_1,
-    "training.global_batch_size": COUNT_OR_FREE,
-    "training.max_norm": POSITIVE,
-    "training.gc_freq": AT_LEAST_1,
-    "optimizer.lr": POSITIVE,
-    "optimizer.betas": Range(
-        "at least 0 and less than 1, each", lambda b: 0 <= min(b) <= max(b) < 1
-    ),
-    "optimizer.eps": AT_LEAST_0,
-    "optimizer.weight_decay": AT_LEAST_0,
-    "lr_scheduler.warmup_steps": AT_LEAST_0,
-    "lr_scheduler.total_steps": AT_LEAST_1,
-    "lr_scheduler.decay_ratio": SHARE,
-    "lr_scheduler.min_lr_factor": SHARE,
-    "loss.num_chunks": AT_LEAST_1,
-    "metrics.log_freq": AT_LEAST_1,
-    "validation.freq": AT_LEAST_1,
-    "validation.steps": COUNT_OR_FREE,
-    "checkpoint.interval": AT_LEAST_1,
-    "checkpoint.keep_latest_k": Range("0 (all) or at least 2", lambda n: n == 0 or n >= 2),
-    "checkpoint.load_step": Range("at least 0, or -1 (the latest)", lambda n: n >= -1),
-    "comm.init_timeout_seconds": AT_LEAST_1,
-    "comm.train_timeout_seconds": AT_LEAST_1,
-    "profiler.profile_freq": AT_LEAST_1,
-    "debug.seed": AT_LEAST_0,
-}
-"""Option -> range. None (not set) is always in range."""
-
-
-def _check_ranges(settings: Settings) -> None:
-    """Raise ValueError naming the first option whose value is out of range."""
-    for option, given in RANGES.items():
-        table, _, key = option.partition(".")
-        value = settings.values[table][key]
-        if value is not None and not given.holds(value):
-            raise ValueError(f"{option} ({value}) must be {given.words}.")

@@ -33,7 +33,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "recipes.config.options:OptimizerOptions",
         "torchtitan.components.optimizer.optimizer:OptimizersContainer.Config",
     ),
-    "lr_scheduler": ("torchtitan.components.optimizer.lr_scheduler:LRSchedulersContainer.Config",),
+    "lr_scheduler": ("recipes.run.lr_schedule:RunLRSchedulers.Config",),
     "parallelism": ("torchtitan.config.configs:ParallelismConfig",),
     "activation_checkpoint": (
         "recipes.config.options:ActivationCheckpointOptions",

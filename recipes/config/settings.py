@@ -18,6 +18,7 @@ from recipes.config.idle import settle_idle
 from recipes.config.paths import PATHS, expand_path
 from recipes.config.schema import Schema, activation_checkpoint_options, load_schema
 from recipes.config.values import NONE, convert_value, describe_type, parse_text, show_value
+from recipes.data.paths import is_utf8
 
 COMMAND_LINE = "command line"
 _COMMAND_LINE_RANK = 1_000_000
@@ -177,6 +178,9 @@ def _load_overrides(arguments: Sequence[str], schema: Schema) -> dict[str, _Give
     """`--table.key value`, `--table.key=value`, and `--table.key` alone for a true boolean."""
     given: dict[str, _Given] = {}
     remaining = list(arguments)
+    for argument in arguments:
+        if not is_utf8(argument):  # it could not be saved
+            raise SettingsError(f"{COMMAND_LINE}: {argument!a} is not UTF-8. Rename what it names.")
     while remaining:
         argument = remaining.pop(0)
         name, has_value, text = argument.removeprefix("--").partition("=")

@@ -24,10 +24,10 @@ class SourceConfig:
     """A file, a glob (`**` recurses), `hf://owner/name` or `hf://owner/name@revision` of the
     Hugging Face hub (or of a folder in its layout, `hf://./folder`), or `embedded://python`. A file
     that several names or links lead to is there once. The ending tells a file's format, in upper or
-    lower case: .jsonl, .ndjson, .jsonlines and .json hold one JSON object a line, .parquet and .pq
-    one document a row, .csv and .tsv one a row below a header; a file of any other ending is one
-    plain-text document. Each but Parquet may be compressed, with a further ending .gz, .zst, .bz2
-    or .xz."""
+    lower case: .jsonl, .ndjson, .jsonlines, .ldjson, .ndj, .jl and .json hold one JSON object a
+    line, .parquet and .pq one document a row, .csv and .tsv one a row below a header; a file of any
+    other ending is one plain-text document. Each but Parquet may be compressed, with a further
+    ending .gz, .zst, .bz2 or .xz."""
 
     name: str | None = None
     """What log and TensorBoard call it; by default its number, from 0."""

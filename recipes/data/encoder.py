@@ -3,6 +3,7 @@
 Imports no torch.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -11,7 +12,11 @@ import numpy as np
 
 from recipes.data.pieces import tokenize_pieces
 from recipes.data.records import PLACE, BadDocumentError, Value
-from recipes.data.tokenizer import read_special_tokens
+from recipes.data.tokenizer import (
+    read_further_tokens,
+    read_special_tokens,
+    read_split_rules,
+)
 
 BosRule = Literal["auto", "always", "never"]
 
@@ -40,7 +45,8 @@ class Encoder:
     transformers.
 
     Raises ValueError if the tokenizer has no EOS, no BOS where it is asked for, adds anything else
-    to a text, or has a saved state that changes or cuts what it makes of a text.
+    to a text, or has a saved state that changes or cuts what it makes of a text, in tokenizer.json
+    or in what transformers reads beside it.
     """
 
     def __init__(self, tokenizer: TextTokenizer, bos: BosRule = "auto") -> None:
@@ -48,6 +54,7 @@ class Encoder:
         self.folder = Path(tokenizer.tokenizer_path)
         self._backend = tokenizer.tokenizer
         _check_state(self._backend)
+        _check_files(self.folder, self._backend)
         special = read_special_tokens(self.folder)
         # As transformers does: one that is not known yet gets an id, or is no plain text any more.
         known = {token.content for token in self._backend.get_added_tokens_decoder().values()}
@@ -148,4 +155,32 @@ def _check_state(backend: Any) -> None:
             f"tokenizer.path: the tokenizer leaves out merges at random (dropout "
             f"{backend.model.dropout}), so a text has other tokens each time. "
             'Set "dropout" of "model" in its tokenizer.json to null.'
+        )
+
+
+def _check_files(folder: Path, backend: Any) -> None:
+    """Raise ValueError where files beside tokenizer.json, which transformers reads as well, change
+    what it makes of a text."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    known.update(read_special_tokens(folder).values())
+    for token, file in read_further_tokens(folder).items():
+        if token not in known:
+            raise ValueError(
+                f"tokenizer.path: {folder / file} adds the token {token}, which tokenizer.json has "
+                "not. Save the tokenizer anew by transformers' save_pretrained, or remove it there."
+            )
+    rules = read_split_rules(folder)
+    if rules["split_special_tokens"]:
+        raise ValueError(
+            "tokenizer.path: the tokenizer cuts special tokens that a text spells "
+            "(split_special_tokens). Set it to false in its tokenizer_config.json."
+        )
+    asked = rules["add_prefix_space"]
+    if asked is None:
+        return
+    own = (json.loads(backend.to_str())["pre_tokenizer"] or {}).get("add_prefix_space")
+    if own not in (None, asked):
+        raise ValueError(
+            f"tokenizer.path: add_prefix_space is {json.dumps(asked)} in tokenizer_config.json and "
+            f"{json.dumps(own)} in tokenizer.json. Correct the wrong one."
         )

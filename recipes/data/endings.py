@@ -21,6 +21,9 @@ _FORMATS: dict[str, Format] = {
     ".jsonl": "JSON lines",
     ".ndjson": "JSON lines",
     ".jsonlines": "JSON lines",
+    ".ldjson": "JSON lines",
+    ".ndj": "JSON lines",
+    ".jl": "JSON lines",
     ".json": "JSON lines",
     ".parquet": "Parquet",
     ".pq": "Parquet",
@@ -52,7 +55,7 @@ _UNREADABLE = {
 """Endings that are not read, each with the remedy."""
 
 _RECORDS_BEFORE = frozenset({".jsonl", ".ndjson", ".jsonlines", ".parquet", ".pq"})
-"""A name such as a.jsonl.part or a.parquet.bak is of records too, but perhaps not of all."""
+"""A name such as a.jsonl.part or a.parquet~ is of records too, but perhaps not of all."""
 
 
 class Ending(NamedTuple):
@@ -75,7 +78,8 @@ def read_ending(path: Path) -> Ending:
     format_ = _FORMATS.get(last, "plain text")
     if format_ == "Parquet" and compression is not None:
         raise ValueError("is a compressed Parquet file by its ending. Decompress it.")
-    unknown = format_ == "plain text" and sorted(_RECORDS_BEFORE.intersection(earlier))
+    before = _RECORDS_BEFORE.intersection([*earlier, last.rstrip("~")])
+    unknown = format_ == "plain text" and sorted(before)
     if unknown:
         raise ValueError(
             f"has {unknown[0]} in its name but another ending. Rename it if it is complete."

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.data.blocks import Block, block_extent
-from recipes.data.config import HUB, SourceConfig
+from recipes.data.config import SourceConfig
 from recipes.data.records import PLACE, BadDocumentError, Field, Value
+from recipes.data.splits import split_hub_path
 
 PLAIN_FORMATS = ("arrow", "csv", "json", "parquet", "text")
 
@@ -84,10 +85,10 @@ def load_hub_blocks(source: SourceConfig, field: Field, num_streams: int) -> lis
     """
     import datasets
 
-    name, _, revision = source.path.removeprefix(HUB).partition("@")
+    name, revision = split_hub_path(source.path)
     split = source.split or "train"
     with _complaining_about(source.path, split, field):
-        builder = datasets.load_dataset_builder(name, source.subset, revision=revision or None)
+        builder = datasets.load_dataset_builder(name, source.subset, revision=revision)
     _check_format(builder, field, source.path)
     with _complaining_about(source.path, split, field):
         if source.streaming:

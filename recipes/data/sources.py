@@ -4,6 +4,7 @@ Imports neither torch nor numpy, so the command line can check sources at once.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 from recipes.data.config import EMBEDDED_CORPUS, HUB, DataConfig, SourceConfig
 from recipes.data.corpus import find_corpus_files
 from recipes.data.endings import check_field, strip_compression
-from recipes.data.paths import identify, match_files
+from recipes.data.paths import identify, is_utf8, match_files
+from recipes.data.splits import has_rows_twice, is_hub_folder, share_rows, split_hub_path
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -58,23 +60,22 @@ def find_files(data: DataConfig) -> list[SourceFile]:
         )
     files: list[SourceFile] = []
     owners: dict[object, str] = {}
+    _check_splits(data.sources)
     for index, source in enumerate(data.sources):
         option = f"data.sources[{index}]"
         matches = _match(option, source.path)
         _check_formats(option, source, matches)
-        identities = [(str(path), identify(path)) for _, path in matches]
-        if source.path.startswith(HUB):
-            identities = [(f"the split {source.split or 'train'}", _identify_split(source))]
-        for what, identity in identities:
-            owner = owners.setdefault(identity, option)
-            if owner != option:
-                raise ValueError(
-                    f"{option}.path ({source.path}) matches {what}, which {owner} has already. "
-                    "Name each file in one source, and give that the weight of both."
-                )
         for name, path in matches:
+            identity = identify(path)
+            real = identity if isinstance(identity, str) else os.path.realpath(path)
+            # Compressed and not, or by another compression, it is the same by its name.
+            for same in (identity, strip_compression(real)):
+                owner = owners.setdefault(same, option)
+                if owner != option:
+                    raise _named_twice(option, source, str(path), owner)
             size = path.stat().st_size
             files.append(SourceFile(path=path, name=name, num_bytes=size, source=index))
+    _check_folders(data.sources, files)
     return files
 
 
@@ -92,18 +93,23 @@ def _match(option: str, pattern: str) -> list[tuple[str, Path]]:
     the hub has them."""
     if pattern == EMBEDDED_CORPUS:
         return find_corpus_files()
-    if pattern.startswith(HUB) and len(pattern) > len(HUB):
+    name, _ = split_hub_path(pattern)
+    if pattern.startswith(HUB) and name:
+        if is_hub_folder(name) and not os.path.isdir(name):
+            raise ValueError(
+                f"{option}.path ({pattern}) names no folder of this machine. Give one with data "
+                f"files, or {HUB}owner/name."
+            )
         return []
     if "://" in pattern:
         raise ValueError(
             f"{option}.path ({pattern}) is not a known source. "
             f"Give a file, a glob, {HUB}owner/name or {EMBEDDED_CORPUS}."
         )
-    path = Path(pattern)
-    if path.is_dir():
+    if os.path.isdir(pattern):
         raise ValueError(
             f"{option}.path ({pattern}) is a folder. Give a file or a glob such as "
-            f"{path / '**' / '*.jsonl'}."
+            f"{Path(pattern, '**', '*.jsonl')}."
         )
     try:
         matches = match_files(pattern)
@@ -129,6 +135,11 @@ def _check_formats(option: str, source: SourceConfig, matches: Sequence[tuple[st
         what = f"{option}.path ({source.path}) must match documents"
     originals: dict[str, Path] = {}
     for name, path in matches:
+        if not is_utf8(name):
+            raise ValueError(
+                f"{option}.path ({source.path}) matches {str(path)!a}, whose name is not UTF-8. "
+                "Rename the file."
+            )
         try:
             check_field(path, source.tokens, source.text)
         except ValueError as error:
@@ -141,8 +152,40 @@ def _check_formats(option: str, source: SourceConfig, matches: Sequence[tuple[st
             )
 
 
-def _identify_split(source: SourceConfig) -> object:
-    """Equal for all ways to name the same split of the same hub data set."""
-    name = source.path.removeprefix(HUB).partition("@")[0]
-    where = str(Path(name).resolve()) if Path(name).is_dir() else name
-    return HUB, where, source.subset, source.split or "train"
+def _check_splits(sources: Sequence[SourceConfig]) -> None:
+    """Raise ValueError unless each row of a hub data set is there once."""
+    hub = [(index, source) for index, source in enumerate(sources) if _is_of_hub(source)]
+    for position, (index, source) in enumerate(hub):
+        option = f"data.sources[{index}]"
+        if has_rows_twice(source):
+            raise ValueError(
+                f"{option}.split ({source.split}) names rows twice, or may. Name each row once."
+            )
+        for owner, other in hub[:position]:
+            if share_rows(source, other):
+                what = f"the split {source.split or 'train'}, or rows of it"
+                raise _named_twice(option, source, what, f"data.sources[{owner}]")
+
+
+def _check_folders(sources: Sequence[SourceConfig], files: Sequence[SourceFile]) -> None:
+    """Raise ValueError if a hub source's folder has a file that is another source's."""
+    for index, source in enumerate(sources):
+        name, _ = split_hub_path(source.path)
+        if not (_is_of_hub(source) and is_hub_folder(name)):
+            continue
+        folder = os.path.realpath(name)
+        for file in files:
+            if Path(os.path.realpath(file.path)).is_relative_to(folder):
+                option, path = f"data.sources[{index}]", str(file.path)
+                raise _named_twice(option, source, path, file.option)
+
+
+def _is_of_hub(source: SourceConfig) -> bool:
+    return source.path.startswith(HUB)
+
+
+def _named_twice(option: str, source: SourceConfig, what: str, owner: str) -> ValueError:
+    return ValueError(
+        f"{option}.path ({source.path}) matches {what}, which {owner} has already. "
+        "Name each file in one source, and give that the weight of both."
+    )

@@ -78,6 +78,31 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
     return tokens
 
 
+def read_further_tokens(folder: Path) -> dict[str, str]:
+    """Token -> the file that names it: what transformers adds to a tokenizer beside
+    `read_special_tokens`. Raises ValueError if a file cannot be read."""
+    found: dict[str, str] = {}
+    files = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+    if "added_tokens_decoder" in _read_object(folder / files[0]):  # which TorchTitan adds
+        files = files[:1]
+    for file in files:
+        names = _read_object(folder / file)
+        listed: list[Any] = [*names] if file == "added_tokens.json" else []
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            entries = names.get(key) or []
+            listed += entries.values() if isinstance(entries, dict) else entries
+        for token in listed:
+            content = token.get("content") if isinstance(token, dict) else token
+            found[str(content)] = file
+    return found
+
+
+def read_split_rules(folder: Path) -> dict[str, Any]:
+    """Of tokenizer_config.json: what classes of transformers let change how a text is cut."""
+    names = _read_object(folder / "tokenizer_config.json")
+    return {key: names.get(key) for key in ("split_special_tokens", "add_prefix_space")}
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is no such file."""
     if not path.is_file():
@@ -102,7 +127,8 @@ def load_embedded_tokenizer_dir() -> Path:
     """Folder of the byte-level BPE of the embedded corpus; the first call trains it (seconds).
 
     Lies in $XDG_CACHE_HOME/nitp (default ~/.cache/nitp) under a hash of corpus and settings. Safe
-    with concurrent ranks and after an interrupted run: only a complete folder gets the name.
+    with concurrent ranks and after an interrupted run: only a complete folder gets the name. Raises
+    ValueError where it cannot be written.
     """
     settings = json.dumps(
         {
@@ -118,22 +144,32 @@ def load_embedded_tokenizer_dir() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nitp"
     folder = cache / f"tokenizer-{digest}"
     if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{folder.name}-") as temporary:
-            draft = Path(temporary, folder.name)
-            texts = (
-                path.read_text(encoding="utf-8")
-                for name, path in find_corpus_files()
-                if not is_validation(name, _HELD_OUT)
-            )
-            save_bpe_tokenizer(draft, texts, vocab_size=_VOCAB_SIZE)
-            try:
-                draft.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
-                # Another rank was first; its folder has the same content.
+        try:
+            _train_embedded_tokenizer(folder)
+        except OSError as error:
+            raise ValueError(
+                f"tokenizer.path ({EMBEDDED_TOKENIZER}) cannot be kept in {cache}: {error}. Set "
+                "XDG_CACHE_HOME to a folder that can be written to."
+            ) from error
     return folder
+
+
+def _train_embedded_tokenizer(folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        draft = Path(temporary, folder.name)
+        texts = (
+            path.read_text(encoding="utf-8")
+            for name, path in find_corpus_files()
+            if not is_validation(name, _HELD_OUT)
+        )
+        save_bpe_tokenizer(draft, texts, vocab_size=_VOCAB_SIZE)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            # Another rank was first; its folder has the same content.
 
 
 def save_bpe_tokenizer(folder: Path, texts: Iterable[str], *, vocab_size: int) -> None:

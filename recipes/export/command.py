@@ -12,6 +12,7 @@ from typing import NoReturn, get_args
 
 from recipes.command import report_error
 from recipes.config.options import ExportDtype, ExportVerify
+from recipes.config.paths import expand_path
 from recipes.export.request import ExportRequest
 
 
@@ -45,8 +46,8 @@ def parse_request(arguments: Sequence[str]) -> ExportRequest:
     default = ExportRequest(run=Path(), output=Path())
     parser = _Parser(prog="export.py", description=__doc__.partition(":")[0])
     add = parser.add_argument
-    add("--run", type=Path, required=True, help="run directory (job.dump_folder)")
-    add("--output", type=Path, required=True, help="folder to write; must not exist")
+    add("--run", required=True, help="run directory (job.dump_folder)")
+    add("--output", required=True, help="folder to write; must not exist")
     add("--step", default="latest", help='"latest" (the default) or a number')
     add("--dtype", choices=get_args(ExportDtype), default=default.dtype, help="of the weights")
     add("--verify", choices=get_args(ExportVerify), default=default.verify,
@@ -56,9 +57,17 @@ def parse_request(arguments: Sequence[str]) -> ExportRequest:
     if given.step != "latest" and not given.step.isdecimal():
         raise ValueError(f'--step ({given.step}) must be "latest" or a number.')
     return ExportRequest(
-        run=given.run,
-        output=given.output,
+        run=_expand("--run", given.run),
+        output=_expand("--output", given.output),
         step=None if given.step == "latest" else int(given.step),
         dtype=given.dtype,
         verify=given.verify,
     )
+
+
+def _expand(name: str, path: str) -> Path:
+    """A shell leaves `--output=~/x` as it is."""
+    try:
+        return Path(expand_path(path))
+    except ValueError as error:
+        raise ValueError(f"{name} ({path}) {error}") from None

@@ -8,6 +8,7 @@ from recipes.config.options import ExportDtype, ExportOptions, ExportVerify
 from recipes.config.rules import check_settings, check_verify
 from recipes.config.settings import Settings, resolve_settings
 from recipes.data.tokenizer import check_tokenizer
+from recipes.run.folder import check_is_writable
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -29,7 +30,8 @@ class ExportRequest:
     def load_settings(self) -> Settings:
         """The run's own settings. Raises ValueError for what can be refused without torch."""
         if os.path.lexists(self.output):
-            raise ValueError(f"{self.output} exists. Remove it, or name another output.")
+            raise ValueError(f"--output ({self.output}) exists. Remove it, or name another.")
+        check_is_writable(str(self.output.parent), "--output")
         settings = load_run_settings(self.run)
         check_verify(self.verify)
         return settings
@@ -39,7 +41,10 @@ def load_run_settings(run: Path) -> Settings:
     """The settings of a run directory, whose tokenizer is on this machine. Raises ValueError."""
     path = run / "config.toml"
     if not path.is_file():
-        raise ValueError(f"{run} is not a run directory: it has no config.toml.")
+        raise ValueError(
+            f"--run ({run}) is not a run directory: it has no config.toml. Give the "
+            "job.dump_folder of a run."
+        )
     settings = resolve_settings(str(path), [])
     check_settings(settings)
     check_tokenizer(settings.values["tokenizer"]["path"])

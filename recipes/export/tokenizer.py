@@ -27,7 +27,7 @@ TOKENIZER_FILES = (
 )
 
 # Of tokenizer_config.json: code of the folder it comes from, and what overrides tokenizer.json.
-_DROPPED = ("auto_map", "split_special_tokens", "add_prefix_space")
+_DROPPED = ("auto_map", "add_prefix_space")
 _PROBE = "a"
 
 

@@ -30,7 +30,7 @@ COMMON = [
 ]  # fmt: skip
 """Logged at step 1 only: logging waits for the device."""
 
-BASELINE = "--nitp.enable=false"
+BASELINE, UNMEASURED = "--nitp.enable=false", "--geometry.enable=false"
 NUM_ROUNDS = 3
 NUM_STEPS = {"cuda": 20, "cpu": 6}
 
@@ -41,12 +41,15 @@ class Arm(NamedTuple):
     name: str
     is_plain: bool
     overrides: Sequence[str]
+    needs_graphs: bool = False
 
 
 ARMS = (
     Arm("TorchTitan", True, [BASELINE]),  # its own trainer, no module of ours but model and data
-    Arm("NTP", False, [BASELINE]),
-    Arm("NITP", False, []),
+    Arm("NTP", False, [BASELINE, UNMEASURED]),
+    Arm("NITP", False, [UNMEASURED]),
+    # Replayed from a graph, every step measures the geometry; else those that are logged do.
+    Arm("NITP and geometry", False, [], needs_graphs=True),
 )
 MODES = {"graphs": GRAPHS, "no graphs": "--training.disable_cuda_graphs"}
 
@@ -81,7 +84,7 @@ def plan(device: Device, num_devices: int) -> Iterator[Planned]:
     """Every arm in every round; the order turns round, so that no arm is always the first."""
     modes = list(MODES) if device == "cuda" else ["no graphs"]
     shape = DENSE_500M if device == "cuda" else TINY
-    order = [(mode, arm) for mode in modes for arm in ARMS]
+    order = [(m, arm) for m in modes for arm in ARMS if m == "graphs" or not arm.needs_graphs]
     streams = f"--data.num_streams={2 * num_devices}"
     for number in range(NUM_ROUNDS):
         for mode, arm in order if number % 2 == 0 else order[::-1]:
@@ -167,8 +170,11 @@ def summarise(timings: Sequence[Timing]) -> tuple[list[str], dict[str, Any]]:
     columns = ["arm", "mode", "rounds", "step, median (ms)", "quartiles (ms)", "tokens/s", "MFU",
                "active (GiB)", "reserved (GiB)"]  # fmt: skip
     text = format_table(columns, rows) if rows else []
-    for what, arm, base in (("NITP over NTP", "NITP", "NTP"), ("NTP over TorchTitan's own trainer",
-                                                               "NTP", "TorchTitan")):  # fmt: skip
+    for what, arm, base in (
+        ("NITP over NTP", "NITP", "NTP"),
+        ("NTP over TorchTitan's own trainer", "NTP", "TorchTitan"),
+        ("Geometry in every step", "NITP and geometry", "NITP"),
+    ):
         for mode in MODES:
             ratios = find_ratios(timings, mode, arm, base)
             if ratios:

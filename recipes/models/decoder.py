@@ -125,9 +125,10 @@ def _build_ffn(shape: DecoderShape, hidden_dim: int) -> FeedForward.Config:
 
 
 def _build_moe(shape: DecoderShape) -> MoE.Config:
-    """Sigmoid scores, selection-bias balancing, normalised top-k (DeepSeek-V3's router).
+    """Selection-bias balancing and normalised top-k (DeepSeek-V3's router, by sigmoid scores).
 
-    Ours: the paper names a DeepSeek-V2-style MoE, whose router is softmax with auxiliary losses.
+    Ours: the paper names a DeepSeek-V2-style MoE, whose router is softmax with auxiliary losses,
+    which TorchTitan's MoE does not have.
     """
     shared_dim = shape.num_shared_experts * shape.expert_dim
     return make_moe_config(
@@ -137,7 +138,7 @@ def _build_moe(shape: DecoderShape) -> MoE.Config:
             num_experts=shape.num_experts,
             gate_param_init={"weight": _normal(shape.init_std)},
             top_k=shape.top_k,
-            score_func="sigmoid",
+            score_func=shape.router_score_func,
             route_norm=True,
         ),
         routed_experts=make_routed_experts_config(

@@ -4,6 +4,9 @@ Plain data: no torch, so depth and size are known before anything heavy is impor
 """
 
 from dataclasses import dataclass
+from typing import Literal
+
+RouterScoreFunc = Literal["sigmoid", "softmax"]
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -45,6 +48,11 @@ class DecoderShape:
 
     expert_dim: int = 0
     """MoE only: hidden width of one expert."""
+
+    router_score_func: RouterScoreFunc = "sigmoid"
+    """MoE only: how the router's logits become scores. Either way the top_k experts by score and
+    selection bias are chosen, and weighted by their scores over the sum of these. Softmax is not
+    exported; its scores add up to 1, so that an expert_bias_rate that suits them is smaller."""
 
     expert_bias_rate: float = 1e-3
     """MoE only: step of the router's selection bias, which balances the experts' load."""
@@ -122,7 +130,35 @@ FLAVORS: dict[str, DecoderShape] = {
         top_k=2,
         expert_dim=128,
     ),
-    # Paper's Table 4, MoE 9B-A1B.
+    # Paper's Table 4, in its order.
+    "1.9b_a0.3b": DecoderShape(
+        vocab_size=152064,
+        dim=512,
+        num_layers=16,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=64,
+        ffn_dim=10944,
+        num_dense_layers=1,
+        num_experts=144,
+        num_shared_experts=1,
+        top_k=8,
+        expert_dim=496,
+    ),
+    "3b_a0.5b": DecoderShape(
+        vocab_size=152064,
+        dim=768,
+        num_layers=17,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=96,
+        ffn_dim=10944,
+        num_dense_layers=1,
+        num_experts=144,
+        num_shared_experts=1,
+        top_k=8,
+        expert_dim=544,
+    ),
     "9b_a1b": DecoderShape(
         vocab_size=152064,
         dim=1280,
@@ -136,5 +172,49 @@ FLAVORS: dict[str, DecoderShape] = {
         num_shared_experts=1,
         top_k=8,
         expert_dim=640,
+    ),
+    "45b_a5.5b": DecoderShape(
+        vocab_size=152064,
+        dim=3072,
+        num_layers=24,
+        num_heads=24,
+        num_kv_heads=8,
+        head_dim=128,
+        ffn_dim=12288,
+        num_dense_layers=1,
+        num_experts=144,
+        num_shared_experts=1,
+        top_k=12,
+        expert_dim=1408,
+    ),
+    "dense_0.5b": DecoderShape(
+        vocab_size=152064,
+        dim=896,
+        num_layers=24,
+        num_heads=14,
+        num_kv_heads=2,
+        head_dim=64,
+        ffn_dim=4864,
+        tie_embeddings=True,
+    ),
+    "dense_2b": DecoderShape(
+        vocab_size=152064,
+        dim=1792,
+        num_layers=28,
+        num_heads=14,
+        num_kv_heads=2,
+        head_dim=128,
+        ffn_dim=10752,
+        tie_embeddings=True,
+    ),
+    "dense_3b": DecoderShape(
+        vocab_size=152064,
+        dim=2560,
+        num_layers=28,
+        num_heads=20,
+        num_kv_heads=4,
+        head_dim=128,
+        ffn_dim=10240,
+        tie_embeddings=True,
     ),
 }

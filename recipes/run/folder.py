@@ -6,10 +6,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from recipes.config.paths import CONFIG_FILE, RUN_PATHS, anchor_paths
 from recipes.config.settings import Settings, SettingsError, resolve_settings, save_settings
 from recipes.config.values import show_value
-
-CONFIG_FILE = "config.toml"
 
 MAY_CHANGE = (
     # What is reported, saved and measured.
@@ -40,6 +39,7 @@ def check_run_folder(settings: Settings) -> list[str]:
     """
     folder = Path(settings.values["job"]["dump_folder"])
     check_is_writable(settings.values["job"]["dump_folder"])
+    _check_inner_folders(settings, folder)
     if not (folder / CONFIG_FILE).exists():
         checkpoint = settings.values["checkpoint"]
         if checkpoint["enable"] and any((folder / checkpoint["folder"]).glob("step-*")):
@@ -55,7 +55,7 @@ def check_run_folder(settings: Settings) -> list[str]:
             f"job.dump_folder ({folder}) holds a run whose configuration this version cannot read: "
             f"{error} Name another job.dump_folder."
         ) from None
-    old, new = flatten(saved), flatten(settings.values)
+    old, new = flatten(anchor_paths(saved)), flatten(anchor_paths(settings.values))
     differing = [key for key in old | new if old.get(key) != new.get(key)]
     changes = {key: f"{key} ({_show(old, key)} -> {_show(new, key)})" for key in sorted(differing)}
     refused = [change for key, change in changes.items() if not may_change(key)]
@@ -69,6 +69,21 @@ def check_run_folder(settings: Settings) -> list[str]:
     return list(changes.values())
 
 
+def _check_inner_folders(settings: Settings, folder: Path) -> None:
+    """Raise SettingsError unless what the run writes will lie in `folder`, which it owns."""
+    values = flatten(settings.values)
+    for option in RUN_PATHS:
+        path = os.path.realpath(folder / (values[option] or ""))
+        if not Path(path).is_relative_to(os.path.realpath(folder)):
+            raise SettingsError(
+                f"{option} ({values[option]}) leads out of job.dump_folder ({folder}), to {path}: "
+                "another job may write there. Remove the link, or make job.dump_folder one."
+            )
+    for table in ("checkpoint", "export"):  # first written to after hours
+        if values[f"{table}.enable"]:
+            check_is_writable(str(folder / values[f"{table}.folder"]), f"{table}.folder")
+
+
 def may_change(option: str) -> bool:
     """Whether a run may be continued with another value of `table.key`."""
     return any(fnmatchcase(option, pattern) for pattern in MAY_CHANGE)
@@ -77,12 +92,10 @@ def may_change(option: str) -> bool:
 def save_config(settings: Settings) -> None:
     """Write the run's configuration. Readers see the old file or the new one, nothing between.
 
-    It names this directory wherever it is read from.
+    It names this directory, and the files that the run reads, wherever it is read from.
     """
-    job = settings.values["job"]
-    path = Path(os.path.abspath(job["dump_folder"]), CONFIG_FILE)
-    job = {**job, "dump_folder": str(path.parent)}
-    settings = replace(settings, values={**settings.values, "job": job})
+    settings = replace(settings, values=anchor_paths(settings.values))
+    path = Path(settings.values["job"]["dump_folder"], CONFIG_FILE)
     unfinished = path.with_suffix(".unfinished")
     save_settings(settings, unfinished)
     unfinished.replace(path)
@@ -97,26 +110,27 @@ def _show(values: dict[str, Any], key: str) -> str:
     return show_value(values[key]) if key in values else "not set"
 
 
-def check_is_writable(folder: str) -> None:
-    """Raise SettingsError unless `folder` is a directory that can be written to, or created."""
+def check_is_writable(folder: str, option: str = "job.dump_folder") -> None:
+    """Raise SettingsError unless `folder`, which `option` names, is a directory that can be written
+    to, or created."""
     if "://" in folder:
         raise SettingsError(
-            f"job.dump_folder ({folder}) must be a path of this machine. Mount the remote storage."
+            f"{option} ({folder}) must be a path of this machine. Mount the remote storage."
         )
     existing = Path(folder)
     while not existing.exists():
         if existing.is_symlink():
             raise SettingsError(
-                f"job.dump_folder ({folder}) is no folder: {existing} is a link to "
+                f"{option} ({folder}) is no folder: {existing} is a link to "
                 f"{existing.readlink()}, which does not exist. Create that, or name another."
             )
         existing = existing.parent
     if not existing.is_dir():
         raise SettingsError(
-            f"job.dump_folder ({folder}) is no folder: {existing} is a file. Name another."
+            f"{option} ({folder}) is no folder: {existing} is a file. Name another."
         )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise SettingsError(
-            f"job.dump_folder ({folder}) cannot be written to: {existing} is read-only for this "
+            f"{option} ({folder}) cannot be written to: {existing} is read-only for this "
             "user. Name another."
         )

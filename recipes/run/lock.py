@@ -21,9 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from recipes.config.paths import LOCK_FILE
 from recipes.config.settings import SettingsError
-
-LOCK_FILE = "run.lock"
 
 BEAT_S = 5.0
 """How often the owner writes."""
@@ -72,9 +71,9 @@ class _Verdict(NamedTuple):
 class RunLock:
     """Within the context this process owns `folder`, which is created if need be.
 
-    Entering raises SettingsError if another job owns it, and says on stderr when it waits or takes
-    the lock of an owner that is gone. A folder that is empty at the end, and that this created, is
-    removed with the lock.
+    Entering raises SettingsError if another job owns it, OSError if no lock can be written there,
+    and says on stderr when it waits or takes the lock of an owner that is gone. A folder that is
+    empty at the end, and that this created, is removed with the lock.
     """
 
     def __init__(self, folder: str) -> None:
@@ -86,14 +85,13 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         self._line = json.dumps(asdict(_describe_self())).encode() + b"\n"
         self._has_created_folder = False
-        while True:
-            self._folder.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                self._folder.mkdir()
-                self._has_created_folder = True
-            with suppress(FileNotFoundError):  # another, which had created the folder, removed it
-                self._handle = _take(self._path, self._line)
-                break
+        try:
+            self._handle = self._create_folder_and_take()
+        except OSError as error:
+            raise OSError(
+                f"job.dump_folder ({self._folder}) cannot be owned: {error}. Mend that, or name "
+                "another job.dump_folder."
+            ) from error
         _held[str(self._folder)] = self._line
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -106,6 +104,15 @@ class RunLock:
         traceback: TracebackType | None,
     ) -> None:
         self.release()
+
+    def _create_folder_and_take(self) -> int:
+        while True:
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                self._folder.mkdir()
+                self._has_created_folder = True
+            with suppress(FileNotFoundError):  # another, which had created the folder, removed it
+                return _take(self._path, self._line)
 
     def release(self) -> None:
         """Give the directory up, from any thread; a second time does nothing."""
@@ -156,6 +163,11 @@ def _take(path: Path, line: bytes, wait_s: float = 0.0) -> int:
             return _create(path, line)
         content = _read(path)
         if content is None:
+            if path.is_symlink():  # which is there, and can neither be read nor created
+                raise SettingsError(
+                    f"job.dump_folder ({path.parent}) cannot be owned: {path} is a link that leads "
+                    "nowhere. Remove it."
+                )
             continue
         now, owner = time.monotonic(), _parse(content)
         patience_s, reason = _judge(owner)
@@ -256,7 +268,7 @@ def _describe_self() -> Owner:
         machine=machine,
         start_ticks=_read_stat(os.getpid())[1],
         slurm_job=os.environ.get("SLURM_JOB_ID"),
-        slurm_restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        slurm_restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
         since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
     )
 

@@ -1,6 +1,8 @@
 """What a configuration amounts to: parameters, FLOPs per token, memory. Built on meta."""
 
 import copy
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +77,27 @@ def _count_measured_states(config: NITPTrainer.Config) -> int:
     has_targets = config.nitp.is_active and config.nitp.uses_target
     depths = config.geometry.depths(len(config.model_spec.model.layers))
     return 2 + has_targets + len(depths)
+
+
+def tabulate(sizes: Iterable[tuple[str, Size]]) -> str:
+    """A Markdown table of sizes by flavour, each beside the sizes in the flavour's name:
+    9b_a1b is 9 B in all, 1 B active; dense_2b is 2 B."""
+    lines = [
+        "| flavor | total | beside its name | active | beside its name | projector |",
+        "|---|---|---|---|---|---|",
+    ]
+    for flavor, size in sizes:
+        named = re.search(r"([\d.]+)b(?:_a([\d.]+)b)?$", flavor)
+        total, active = named.groups() if named else (None, None)
+        lines.append(
+            f"| {flavor} | {size.backbone:,} | {_distance(size.backbone, total)} | "
+            f"{size.active:,} | {_distance(size.active, active or total)} | {size.projector:,} |"
+        )
+    return "\n".join(lines)
+
+
+def _distance(num_params: int, named: str | None) -> str:
+    return "-" if named is None else f"{num_params / (float(named) * 1e9) - 1:+.1%}"
 
 
 def summarize(config: NITPTrainer.Config, num_ranks: int) -> str:

@@ -3,6 +3,7 @@
 TorchTitan's loop stays as it is; this overrides the points that it calls.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -16,7 +17,7 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.observability import structured_logger as sl
 from torchtitan.tools.logging import logger
 
-from nitp.loss import MeasuredLoss
+from nitp.measured import MeasuredLoss
 from nitp.trainer import Batch, NITPTrainer
 from recipes.config.degrees import check_degrees, check_expert_ranks
 from recipes.config.options import OnNonfinite
@@ -97,10 +98,18 @@ class RunTrainer(NITPTrainer):
 
     def init_distributed(self) -> ParallelDims:
         is_alone = self.config.comm.mode != "default"
-        if not is_alone:
-            wait_for_rank_0(self.config.comm.init_timeout_seconds)
-        # No rank writes before: now rank 0 owns the directory.
-        dims = super().init_distributed()
+        try:
+            if not is_alone:
+                wait_for_rank_0(self.config.comm.init_timeout_seconds)
+            # No rank writes before: now rank 0 owns the directory.
+            dims = super().init_distributed()
+        except (dist.DistStoreError, dist.DistNetworkError) as error:
+            raise OSError(
+                f"the {os.environ['WORLD_SIZE']} ranks did not meet at MASTER_ADDR "
+                f"({os.environ['MASTER_ADDR']}), MASTER_PORT ({os.environ['MASTER_PORT']}) within "
+                f"comm.init_timeout_seconds ({self.config.comm.init_timeout_seconds}): {error}. "
+                "Start all of them, or raise it."
+            ) from error
         check_expert_ranks(dims)
         sl.init_structured_logger(
             source="training",

@@ -1,5 +1,6 @@
 """Every mistake is one line, with the right exit code, and leaves nothing half written."""
 
+import gzip
 import json
 import re
 import resource
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes.data.tokenizer import load_embedded_tokenizer_dir
 from tests.launch import SMALL, run, start
 
 pytestmark = pytest.mark.slow
@@ -86,6 +88,39 @@ def tokenizer(files: Mapping[str, str]) -> Callable[[Path], list[str]]:
     return arguments
 
 
+def own_tokenizer(**files: Mapping[str, object]) -> Callable[[Path], list[str]]:
+    """The embedded tokenizer's files, each with more keys."""
+
+    def arguments(folder: Path) -> list[str]:
+        path = folder / "tokenizer"
+        shutil.copytree(load_embedded_tokenizer_dir(), path)
+        for name, more in files.items():
+            file = path / f"{name}.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | dict(more)))
+        return [f"--tokenizer.path={path}"]
+
+    return arguments
+
+
+def token_ids(tokens: Sequence[float]) -> Callable[[Path], list[str]]:
+    def arguments(folder: Path) -> list[str]:
+        path = write(folder, "ids.jsonl", json.dumps({"ids": tokens}))
+        return [
+            f"--data.sources=[{{path='{path}', tokens='ids'}}]", "--data.num_streams=1",
+            "--data.validation_fraction=0",
+        ]  # fmt: skip
+
+    return arguments
+
+
+def weights(config: str) -> Callable[[Path], list[str]]:
+    """Start from a Hugging Face folder with this config.json."""
+    return lambda folder: [
+        "--checkpoint.initial_load_in_hf",
+        f"--checkpoint.initial_load_path={write(folder, 'weights/config.json', config).parent}",
+    ]
+
+
 def lines(*texts: str) -> str:
     return "".join(json.dumps({"text": text}) + "\n" for text in texts)
 
@@ -132,6 +167,42 @@ CONFIGURATION = [
     Case("streams and ranks", "data.num_streams", ["--data.num_streams=7"], 1, 2),
     Case("float8 without hardware", "float8.emulate", ["--float8.enable"]),
     Case("last save in HF", "last_save_in_hf", ["--checkpoint.last_save_in_hf"]),
+    Case("infinite learning rate", r"optimizer.lr \(inf\) must be finite", ["--optimizer.lr=inf"]),
+    Case("degree of nothing", r"tensor_parallel_degree \(0\) must be at least 1",
+         ["--parallelism.tensor_parallel_degree=0"]),
+    Case("negative RoPE base", r"model.rope_theta \(-1.0\)", ["--model.rope_theta=-1"]),
+    Case("timeout beyond all", r"train_timeout_seconds \(\d+\) must be from 1",
+         ["--comm.train_timeout_seconds=99999999999999999"]),
+    Case("seed beyond 64 bits", r"debug.seed \(\d+\) must be from 0",
+         ["--debug.seed=9223372036854775808"]),
+    Case("profile of nothing", r"profiler.profile_freq \(2\) must be at least",
+         ["--profiler.enable_profiling", "--profiler.profile_freq=2"]),
+    Case("decay that is idle", "lr_scheduler.decay_type .* has no effect",
+         ["--lr_scheduler.decay_ratio=0", "--lr_scheduler.decay_type=sqrt"]),
+    Case("array of tables", r"training .* must be a table", config_file("[[training]]\nsteps = 1")),
+    Case("extends a number", r"job.extends \(\[5\]\) must be", config_file("[job]\nextends = [5]")),
+]  # fmt: skip
+
+PATHS = [
+    Case("export among the checkpoints", r"export.folder \(checkpoint\) must not be",
+         ["--export.enable", "--export.verify=keys", "--export.folder=checkpoint"]),
+    Case("checkpoints in the open", r"checkpoint.folder \(.\) must be a name below",
+         ["--checkpoint.folder=."]),
+    Case("traces elsewhere", r"comm.save_traces_folder \(/tmp/shared\) must be inside",
+         ["--comm.save_traces_folder=/tmp/shared"]),
+    Case("configuration over the configuration", r"debug.save_config_file \(config.toml\)",
+         ["--debug.save_config_file=config.toml"]),
+    Case("no run directory", r'job.dump_folder \(""\) is no path', ["--job.dump_folder="]),
+    Case("run directory of an empty variable", "NITP_NOTHING, which is empty",
+         ["--job.dump_folder=$NITP_NOTHING/run"], environment={"NITP_NOTHING": ""}),
+    Case("run directory of a command", r"job.dump_folder .* has a \$ that begins no variable",
+         lambda folder: [f"--job.dump_folder={folder}/$(date)/run"]),
+    Case("name too long", "job.dump_folder .* has a name of more than 255 bytes",
+         lambda folder: [f"--job.dump_folder={folder / ('a' * 256)}"]),
+    Case("bytes in an argument", r"'--job.description=\\udce9' is not UTF-8",
+         ["--job.description=\udce9"]),
+    Case("nobody's home", "tokenizer.path .* is no home directory",
+         ["--tokenizer.path=~nobody-of-that-name/tokenizer"]),
 ]  # fmt: skip
 
 DATA = [
@@ -155,6 +226,38 @@ DATA = [
          source("little.jsonl", lines("a few words"), "--data.num_epochs=1"), 1),
     Case("all for validation", "data.validation_fraction", ["--data.validation_fraction=1"]),
     Case("negative workers", "data.num_workers", ["--data.num_workers=-1"]),
+    Case("UTF-16", "wide.jsonl:1 is not valid JSON",
+         source("wide.jsonl", '{"text": "a"}\n'.encode("utf-16")), 1),
+    Case("a quote that never closes", "open.csv:2 and what follows is not readable",
+         source("open.csv", 'text\n"abc\n'), 1),
+    Case("two columns of one name", "is the name of 2 fields",
+         source("two.csv", "text,text\na,b\n"), 1),
+    Case("a backup", "has .jsonl in its name but another ending", source("a.jsonl~", lines(PROSE))),
+    Case("bytes in a file's name", r"a\\udce9.jsonl', whose name is not UTF-8",
+         lambda folder: [write(folder, "a\udce9.jsonl", lines(PROSE)),
+                         f"--data.sources=[{{path='{folder}/*.jsonl'}}]"][1:]),
+    Case("a link to itself", "loop.jsonl, which leads nowhere",
+         lambda folder: [(folder / "loop.jsonl").symlink_to("loop.jsonl"),
+                         f"--data.sources=[{{path='{folder}/*.jsonl'}}]"][1:]),
+    Case("compressed and not", r"data.sources\[1\].path .* which data.sources\[0\] has",
+         lambda folder: [
+             f"--data.sources=[{{path='{write(folder, 'a.jsonl', lines(PROSE))}'}}, "
+             f"{{path='{write(folder, 'a.jsonl.gz', gzip.compress(lines(PROSE).encode()))}'}}]"
+         ]),
+    Case("slices that overlap", r"matches the split train\[25%:\]",
+         ["--data.sources=[{path='hf://o/n', split='train[:50%]'}, "
+          "{path='hf://o/n', split='train[25%:]'}]"]),
+    Case("rows twice in a split", r"data.sources\[0\].split \(train\+train\) names rows twice",
+         ["--data.sources=[{path='hf://o/n', split='train+train'}]"]),
+    Case("a hub folder that is not there", r"\(hf://./nowhere\) names no folder",
+         ["--data.sources=[{path='hf://./nowhere'}]"]),
+    Case("a hub folder and its file", r"data.sources\[0\].path \(hf://.* matches .*a.jsonl",
+         lambda folder: [
+             f"--data.sources=[{{path='hf://{folder}'}}, "
+             f"{{path='{write(folder, 'a.jsonl', lines(PROSE))}'}}]"
+         ]),
+    Case("negative token", "has the token id -1", token_ids([-1]), 1),
+    Case("tokens that are numbers", "a list with float", token_ids([1.5]), 1),
 ]  # fmt: skip
 
 TOKENIZER = [
@@ -165,6 +268,24 @@ TOKENIZER = [
          tokenizer({"tokenizer.json": "{}", "tokenizer_config.json": "{"})),
     Case("damaged tokenizer", "tokenizer.path .* cannot be loaded",
          tokenizer({"tokenizer.json": "{}", "tokenizer_config.json": EOS})),
+    Case("a token beside", "adds the token <x>, which tokenizer.json has not",
+         own_tokenizer(tokenizer_config={"additional_special_tokens": ["<x>"]})),
+    Case("special tokens cut", "split_special_tokens",
+         own_tokenizer(tokenizer_config={"split_special_tokens": True})),
+    Case("two prefix spaces", "add_prefix_space is true in tokenizer_config.json and false",
+         own_tokenizer(tokenizer_config={"add_prefix_space": True})),
+    Case("saved truncation", "cuts texts at its own length",
+         own_tokenizer(tokenizer={"truncation": {"direction": "Left", "max_length": 5,
+                                                 "strategy": "OnlyFirst", "stride": 1}})),
+    Case("EOS of the map is no token", "as eos_token, which is no token",
+         own_tokenizer(special_tokens_map={"eos_token": 5})),
+]  # fmt: skip
+
+WEIGHTS = [
+    Case("weights of two kinds", r"weights/config.json has \w+ = ",
+         weights('{"model_type": ["llama", "qwen3"]}')),
+    Case("configuration in a list", "weights/config.json is not a JSON object", weights("[]")),
+    Case("configuration cut off", "weights/config.json cannot be read as JSON", weights("{")),
 ]  # fmt: skip
 
 ENVIRONMENT = [
@@ -175,9 +296,20 @@ ENVIRONMENT = [
     Case("remote directory", "must be a path of this", ["--job.dump_folder=s3://bucket/run"]),
     Case("file in the way", "is no folder",
          lambda folder: [f"--job.dump_folder={write(folder, 'file', '') / 'run'}"]),
+    Case("local rank beyond", r"LOCAL_RANK \(5\) must be less", environment={"LOCAL_RANK": "5"}),
+    Case("port beyond", r"MASTER_PORT \(65536\) must be", environment={"MASTER_PORT": "65536"}),
+    Case("restarts in words", r"SLURM_RESTART_COUNT \(once\) must be a number",
+         environment={"SLURM_RESTART_COUNT": "once"}),
+    Case("ranks to log with spaces", r"LOG_RANK \(0, 1\) must be",
+         environment={"LOG_RANK": "0, 1"}),
+    Case("no cache", r"cannot be kept in /dev/null/nitp: .* Set XDG_CACHE_HOME",
+         environment={"XDG_CACHE_HOME": "/dev/null"}),
+    Case("a rank that does not come", r"the 2 ranks did not meet at .*init_timeout_seconds \(3\)",
+         ["--comm.init_timeout_seconds=3"], 1,
+         environment={"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}),
 ]  # fmt: skip
 
-CASES = [*CONFIGURATION, *DATA, *TOKENIZER, *ENVIRONMENT]
+CASES = [*CONFIGURATION, *PATHS, *DATA, *TOKENIZER, *WEIGHTS, *ENVIRONMENT]
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
@@ -270,6 +402,15 @@ DIRECTORY = [
          ], 1),
     Case("not Hugging Face weights", "has no config.json",
          elsewhere("--checkpoint.initial_load_in_hf")),
+    Case("a lock that is a link", "run.lock is a link that leads nowhere",
+         after(lambda run: (run / "run.lock").symlink_to("gone"))),
+    Case("a lock that is a folder", r"job.dump_folder .* cannot be owned: .*Is a directory",
+         after(lambda run: (run / "run.lock").mkdir()), 1),
+    Case("checkpoints by a link out", r"checkpoint.folder .* leads out of job.dump_folder",
+         after(lambda run: ((run / "checkpoint").rename(run.parent / "shared"),
+                            (run / "checkpoint").symlink_to(run.parent / "shared")))),
+    Case("a file for the exports", r"export.folder \(.*exported\) is no folder",
+         after(lambda run: write(run, "exported", ""), "--export.enable", "--export.verify=keys")),
     Case("ranks that cannot share the rows", "training.global_batch_size",
          resume("--training.local_batch_size=8"), 2, 2),
 ]  # fmt: skip

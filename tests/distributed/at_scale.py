@@ -1,7 +1,7 @@
 """One rank of a cluster, built and sharded on meta with the fake process group: no memory, no peer.
 
 python -m tests.distributed.at_scale '[[num_ranks, rank, [overrides]], ...]' prints a JSON line for
-each: what the rank holds of train_configs/nitp_9b.toml.
+each: what the rank holds of train_configs/nitp_9b.toml, by FSDP2 alone but for the overrides.
 """
 
 import json
@@ -31,8 +31,8 @@ from recipes.config.settings import resolve_settings
 def build_rank(num_ranks: int, rank: int, overrides: list[str]) -> dict[str, Any]:
     """Parameters of this rank's model parts, whole and as it holds them."""
     os.environ |= {"NGPU": str(num_ranks), "RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
-    fake = "--comm.mode=fake_backend"
-    settings = resolve_settings("train_configs/nitp_9b.toml", [fake, *overrides])
+    plain = ["--comm.mode=fake_backend", "--parallelism.expert_parallel_degree=1"]
+    settings = resolve_settings("train_configs/nitp_9b.toml", [*plain, *overrides])
     # As on the cluster: without what the CPU platform changes.
     config = with_nitp(build_torchtitan_config(settings), build_nitp(settings))
     init_distributed(config.comm)

@@ -139,10 +139,7 @@ def test_a_refusal_after_torch_is_imported_is_one_line_too():
 
 def test_the_9b_summary_equals_the_closed_form():
     """Method section 2: 8.750 B in all, 1.062 B active, NITP 2.3 % of the paper's FLOPs."""
-    done = train(
-        "--job.config_file", "train_configs/nitp_9b.toml", "--job.dry_run",
-        "--parallelism.expert_parallel_degree=8",
-    )  # fmt: skip
+    done = train("--job.config_file", "train_configs/nitp_9b.toml", "--job.dry_run")
     assert done.returncode == 0, done.stderr
     d, V, layers, experts, top_k, expert_dim = 1280, 152064, 24, 144, 8, 640
     attention = d * 8 * 160 * 2 + d * 4 * 160 * 2

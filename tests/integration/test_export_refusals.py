@@ -67,6 +67,11 @@ def test_the_command_exports_and_says_what_it_dropped(capsys, run):
         (["--step", "7"], "no complete checkpoint of step 7. It has 3."),
         (["--step", "x"], '--step (x) must be "latest" or a number.'),
         (["--dtype", "int4"], "argument --dtype: invalid choice: 'int4'"),
+        (["--output="], "--output () is no path."),
+        (["--output=$NOT_SET_AT_ALL/x"], "--output ($NOT_SET_AT_ALL/x) names the environment var"),
+        (["--output=~nobody-of-that-name/x"], "which is no home directory."),
+        (["--output=pyproject.toml/x"], "--output (pyproject.toml) is no folder"),
+        (["--run="], "--run () is no path."),
         (["--verfy", "none"], "unrecognized arguments: --verfy none"),
     ],
 )
@@ -76,13 +81,13 @@ def test_a_wrong_argument_is_bad_usage(capsys, run, arguments, message):
 
 def test_a_folder_that_is_no_run_is_bad_usage(capsys, run):
     (run / "config.toml").unlink()
-    assert "is not a run directory: it has no config.toml" in refuse(capsys, run, code=2)
+    assert ") is not a run directory: it has no config.toml" in refuse(capsys, run, code=2)
 
 
 def test_an_existing_output_is_bad_usage_and_kept(capsys, run):
     (run.parent / "out").mkdir()
     (run.parent / "out" / "precious").touch()
-    assert "out exists" in refuse(capsys, run, code=2)
+    assert "out) exists" in refuse(capsys, run, code=2)
     assert (run.parent / "out" / "precious").exists()
 
 
@@ -112,6 +117,14 @@ def test_the_9b_model_is_compared_up_to_its_first_moe_layer(monkeypatch):
     monkeypatch.setattr(export_run, "physical_memory_bytes", lambda: 7 * 2**30)
     with pytest.raises(ValueError, match="takes 7 GiB of memory for this model at depth 2"):
         export_run._choose_depth(spec)
+
+
+def test_softmax_scores_are_refused_before_training():
+    settings = resolve_settings(
+        "train_configs/debug_moe.toml", ["--model.router_score_func=softmax", "--export.enable"]
+    )
+    with pytest.raises(ValueError, match=r'^model\.router_score_func \("softmax"\) must be'):
+        export_run.check_model(settings)
 
 
 def test_an_unfinished_checkpoint_is_no_checkpoint(capsys, run):
@@ -195,6 +208,7 @@ def test_a_full_disk_fails_and_leaves_nothing(capsys, run):
     [
         (["--model.num_shared_experts=0"], "model.num_shared_experts (0) must be at least 1"),
         (["--model.tie_embeddings"], "A mixture of experts must be untied."),
+        (["--model.router_score_func=softmax"], 'model.router_score_func ("softmax") must be "sig'),
     ],
 )
 def test_a_model_without_a_stock_architecture_is_refused(capsys, tmp_path, overrides, message):

@@ -139,28 +139,30 @@ def test_nitp_turns_on_and_off_across_full_checkpoints_by_permission(tmp_path):
         options = [
             *overrides, f"--job.dump_folder={tmp_path / name}", f"--training.steps={steps}",
             "--lr_scheduler.warmup_steps=1", "--lr_scheduler.total_steps=6",
-            "--validation.enable=false", "--checkpoint.initial_load_model_only=false",
-            "--checkpoint.allow_pickle",
-            "--metrics.log_freq=1", *extra,
+            "--validation.enable=false", "--metrics.log_freq=1", *extra,
         ]  # fmt: skip
         command = [sys.executable, "-m", "recipes.train", "--job.config_file", config, *options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 
-    def start(name: str, step: int) -> str:
-        return f"--checkpoint.initial_load_path={tmp_path / name / 'checkpoint' / f'step-{step}'}"
+    def start(name: str, step: int) -> list[str]:
+        path = tmp_path / name / "checkpoint" / f"step-{step}"
+        return [
+            f"--checkpoint.initial_load_path={path}", "--checkpoint.allow_pickle",
+            "--checkpoint.initial_load_model_only=false",
+        ]  # fmt: skip
 
     allow = "--checkpoint.allow_projector_change"
     assert train("off", 2, "--nitp.enable=false")[0] == 0
-    code, log = train("on", 4, start("off", 2))
+    code, log = train("on", 4, *start("off", 2))
     assert code == 1 and "error: checkpoint" in log and "Traceback" not in log
     assert "has no projector, which this run trains" in log
-    code, log = train("on", 4, start("off", 2), allow)
+    code, log = train("on", 4, *start("off", 2), allow)
     assert code == 0 and "The projector starts fresh, this checkpoint has none" in log
     assert re.findall(r"step +(\d+)  loss", log) == ["3", "4"]
-    code, log = train("off_again", 6, start("on", 4), "--nitp.enable=false")
+    code, log = train("off_again", 6, *start("on", 4), "--nitp.enable=false")
     assert code == 1 and "has a projector, which this run does not train" in log
-    code, log = train("off_again", 6, start("on", 4), "--nitp.enable=false", allow)
+    code, log = train("off_again", 6, *start("on", 4), "--nitp.enable=false", allow)
     assert code == 0 and "The projector of this checkpoint is left out" in log
     saved = Checkpoint(tmp_path / "off_again" / "checkpoint" / "step-6")
     assert "norm.weight" in saved and "nitp_projector.w1.weight" not in saved
@@ -173,7 +175,7 @@ def test_nitp_turns_on_and_off_under_pipeline_parallelism(tmp_path):
     pp = ["--parallelism.pipeline_parallel_degree=2", "--training.disable_cuda_graphs"]
     options = [
         *overrides, "--training.local_batch_size=2", "--training.global_batch_size=4",
-        "--validation.enable=false", "--checkpoint.initial_load_model_only=false",
+        "--validation.enable=false",
     ]  # fmt: skip
 
     def run(name: str, size: int, *extra: str) -> dict[str, torch.Tensor]:
@@ -188,7 +190,7 @@ def test_nitp_turns_on_and_off_under_pipeline_parallelism(tmp_path):
         path = tmp_path / name / "checkpoint" / "step-0"
         return [
             f"--checkpoint.initial_load_path={path}", "--checkpoint.allow_pickle",
-            "--checkpoint.allow_projector_change",
+            "--checkpoint.initial_load_model_only=false", "--checkpoint.allow_projector_change",
         ]  # fmt: skip
 
     off = run("off", 1, "--nitp.enable=false", "--debug.seed=1")

@@ -157,7 +157,8 @@ def plant_always(rank: int) -> None:
 
 @SLOW
 def test_skipping_does_not_go_on_for_ever(tmp_path):
-    arguments = [*RUN, f"--job.dump_folder={tmp_path / 'run'}", "--training.steps=100"]
+    steps = ["--training.steps=100", "--lr_scheduler.total_steps=100"]
+    arguments = [*RUN, f"--job.dump_folder={tmp_path / 'run'}", *steps]
     (rank,) = start(
         [*arguments, "--training.on_nonfinite=skip"], tmp_path / "log", before=plant_always
     )

@@ -2,6 +2,7 @@
 float64: every figure that is logged and every gradient."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ MOE = DecoderShape(
     vocab_size=VOCAB_SIZE, dim=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
     ffn_dim=48, num_dense_layers=1, num_experts=8, num_shared_experts=1, top_k=2, expert_dim=16,
 )  # fmt: skip
-SHAPES = {"dense": DENSE, "moe": MOE}
+SOFTMAX = replace(MOE, router_score_func="softmax")
+SHAPES = {"dense": DENSE, "moe": MOE, "moe_softmax": SOFTMAX}
 NITP = {"target_layer": 1, "weight": 0.7}
 BATCH = 4
 # Less than half of the gradient norm of any case: every step clips.

@@ -16,7 +16,8 @@ from tests.unit.data_samples import write_jsonl
 
 SIX_STEPS = [
     *SMALL, "--lr_scheduler.total_steps=6", "--checkpoint.interval=2",
-    "--checkpoint.keep_latest_k=0",
+    "--checkpoint.keep_latest_k=0", "--lr_scheduler.decay_ratio=0.5",
+    "--lr_scheduler.decay_type=exponential", "--lr_scheduler.min_lr_factor=0.1",
 ]  # fmt: skip
 
 

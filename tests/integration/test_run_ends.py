@@ -27,6 +27,8 @@ from tests.launch import (
 )
 
 RUN = [*SMALL, "--lr_scheduler.total_steps=8", "--checkpoint.interval=2"]
+LONG = ["--training.steps=99", "--lr_scheduler.total_steps=99"]
+"""Further overrides for a run that does not end by itself."""
 
 
 def pause(rank: int) -> None:
@@ -65,7 +67,7 @@ def test_a_signal_to_any_rank_ends_all_with_a_checkpoint_that_resumes(tmp_path):
 def test_a_signal_to_the_whole_process_group_leaves_the_workers_to_the_step(tmp_path):
     """As torchrun and a terminal send it; the workers have data to give to the step under way."""
     folder = tmp_path / "run"
-    arguments = [*RUN, f"--job.dump_folder={folder}", "--training.steps=99"]
+    arguments = [*RUN, f"--job.dump_folder={folder}", *LONG]
     (rank,) = start([*arguments, "--data.num_workers=2"], tmp_path / "log")
     rank.wait_for("step      3")
     workers = rank.children()
@@ -82,7 +84,7 @@ def test_a_signal_to_the_whole_process_group_leaves_the_workers_to_the_step(tmp_
 @pytest.mark.slow
 def test_a_signal_without_checkpoints_says_that_nothing_was_saved(tmp_path):
     arguments = [*RUN, f"--job.dump_folder={tmp_path / 'run'}", "--checkpoint.enable=false"]
-    (rank,) = start([*arguments, "--training.steps=99"], tmp_path / "log")
+    (rank,) = start([*arguments, *LONG], tmp_path / "log")
     rank.wait_for("step      2")
     rank.send(signal.SIGINT)
     assert rank.wait() == 0

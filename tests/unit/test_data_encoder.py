@@ -168,6 +168,53 @@ def test_a_saved_state_that_would_be_part_of_documents_is_an_error_with_its_own_
     assert "\n" not in str(error.value)
 
 
+NEW = {"content": "<x>", "special": True}
+FILES: dict[str, tuple[str, dict[str, Any]]] = {
+    "additional_special_tokens": ("tokenizer_config.json", {"additional_special_tokens": ["<x>"]}),
+    "extra_special_tokens": ("tokenizer_config.json", {"extra_special_tokens": {"x": "<x>"}}),
+    "the map": ("special_tokens_map.json", {"additional_special_tokens": [NEW]}),
+    "added_tokens.json": ("added_tokens.json", {"<x>": 6}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_token_that_only_transformers_would_add_is_an_error(name: str, tmp_path: Path) -> None:
+    """It would make other tokens of a text that spells it."""
+    file, content = FILES[name]
+    is_config = file == "tokenizer_config.json"
+    tokenizer = make_tokenizer(tmp_path, **content if is_config else {})
+    if not is_config:
+        (tmp_path / file).write_text(json.dumps(content))
+    message = (
+        rf"^tokenizer\.path: .*{file} adds the token <x>, which tokenizer\.json has not\. Save"
+    )
+    with pytest.raises(ValueError, match=message):
+        Encoder(tokenizer)
+
+
+def test_a_token_that_tokenizer_json_has_may_be_named_again(tmp_path: Path) -> None:
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[CLS]": 5}))
+    Encoder(make_tokenizer(tmp_path, additional_special_tokens=["[CLS]", {"content": "<s>"}]))
+
+
+def test_special_tokens_that_are_cut_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"split_special_tokens\)\. Set it to false"):
+        Encoder(make_tokenizer(tmp_path, split_special_tokens=True))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_two_answers_on_the_prefix_space_are_an_error(own: bool, tmp_path: Path) -> None:
+    """Versions and classes of transformers take one or the other."""
+    level = {"type": "ByteLevel", "add_prefix_space": own, "trim_offsets": True, "use_regex": True}
+    state = {"pre_tokenizer": level}
+    with pytest.raises(
+        ValueError, match=r"^tokenizer\.path: add_prefix_space is .*Correct the wrong"
+    ):
+        Encoder(make_tokenizer(tmp_path, state=state, add_prefix_space=not own))
+    Encoder(make_tokenizer(tmp_path, state=state, add_prefix_space=own))
+    Encoder(make_tokenizer(tmp_path, state=state))
+
+
 def test_a_dropout_of_zero_is_none(tmp_path: Path) -> None:
     model = {"type": "BPE", "dropout": 0.0, "vocab": VOCAB, "merges": []}
     assert Encoder(make_tokenizer(tmp_path, state={"model": model})).encode("a").tolist() == [

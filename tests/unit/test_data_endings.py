@@ -44,6 +44,9 @@ def table(texts: list[str], delimiter: str) -> bytes:
 RECORDS = {
     ".jsonl": json_lines(TEXTS),
     ".ndjson": json_lines(TEXTS),
+    ".ndj": json_lines(TEXTS),
+    ".ldjson": json_lines(TEXTS),
+    ".jl": json_lines(TEXTS),
     ".jsonlines": json_lines(TEXTS),
     ".json": json_lines(TEXTS),
     ".csv": table(TEXTS, ","),
@@ -123,6 +126,8 @@ def test_text_that_is_given_means_records_even_if_it_is_the_default(tmp_path: Pa
         ("a.jsonl.gz.zst", "is compressed twice by its ending. Decompress it."),
         ("a.parquet.gz", "is a compressed Parquet file by its ending. Decompress it."),
         ("a.jsonl.part", "has .jsonl in its name but another ending. Rename it if it is complete."),
+        ("a.jsonl~", "has .jsonl in its name but another ending. Rename it if it is complete."),
+        ("a.PARQUET~", "has .parquet in its name but another ending. Rename it if it is complete."),
         ("a.NDJSON.1", "has .ndjson in its name but another ending. Rename it if it is complete."),
     ],
 )

@@ -200,7 +200,7 @@ def test_a_hub_data_set_has_tokens_and_a_limit_too(hub_folder: Path, streaming: 
             r"^data\.sources\[0\]\.path \(.*, split dev\) cannot be .*dev",
         ),
         ("", {"subset": "no"}, r"cannot be loaded: BuilderConfig 'no' not found"),
-        ("/none", {}, r"cannot be loaded: .*none"),
+        ("/none", {}, r"^data\.sources\[0\]\.path \(.*none\) names no folder"),
         (
             "",
             {"text": "body"},

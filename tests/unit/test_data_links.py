@@ -200,3 +200,18 @@ def test_documents_compressed_and_not_are_an_error(twin: str, corpus: Path) -> N
     with pytest.raises(ValueError, match=rf"matches both .*a\.jsonl and .*{twin}, the same docum"):
         check_sources(data_of(corpus / "v2" / "*"))
     assert names_of(corpus / "v2" / "*.jsonl") == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("twin", ["a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("folder", ["v2", "linked"])
+def test_two_sources_of_one_file_compressed_and_not_are_an_error(
+    twin: str, folder: str, corpus: Path
+) -> None:
+    write_compressed(corpus / "v2" / twin, b'{"text": "0"}\n')
+    (corpus / "linked").symlink_to("v2")
+    paths = corpus / "v2" / "a.jsonl", corpus / folder / twin
+    for first, second in (paths, paths[::-1]):
+        with pytest.raises(
+            ValueError, match=r"^data\.sources\[1\]\.path .* which data\.sources\[0"
+        ):
+            check_sources(data_of(first, second))

@@ -222,3 +222,12 @@ def test_two_sources_of_one_name_are_an_error() -> None:
     source = SourceConfig(path="a", name="web")
     with pytest.raises(ValueError, match=r'^data\.sources: 2 sources are called "web"\. Give'):
         DataConfig(sources=[source, replace(source, path="b")])
+
+
+def test_a_name_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
+    """Documents are named by it: in the log, in checkpoints and where they are held out."""
+    (tmp_path / "caf\udce9.txt").write_text("a")
+    (tmp_path / "caf\u00e9.txt").write_text("a")
+    check_sources(DataConfig(sources=[SourceConfig(path=f"{tmp_path}/caf\u00e9.txt")]))
+    with pytest.raises(ValueError, match=r"^data\.sources\[0\]\.path .*caf\\udce9.txt.* not UTF-8"):
+        check_sources(DataConfig(sources=[SourceConfig(path=f"{tmp_path}/*.txt")]))

@@ -120,7 +120,7 @@ def test_a_folder_that_says_otherwise_about_bos_is_noticed(
 def test_what_runs_code_or_overrides_tokenizer_json_stays_behind(tmp_path: Path) -> None:
     save_tokenizer(
         tmp_path / "ours", "LlamaTokenizerFast", "BOS", auto_map={"AutoTokenizer": ["a.B", None]},
-        add_prefix_space=False, split_special_tokens=True, chat_template="{{ messages }}",
+        add_prefix_space=False, chat_template="{{ messages }}",
     )  # fmt: skip
     (tmp_path / "exported").mkdir()
     encoder = load(tmp_path / "ours", "auto")

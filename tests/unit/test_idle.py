@@ -41,7 +41,7 @@ OFF = {
     "geometry": (["--geometry.enable=false"], {"freq": "20", "layers": "all"}),
     "model": ([], {
         "num_dense_layers": "1", "num_shared_experts": "1", "top_k": "1", "expert_dim": "8",
-        "expert_bias_rate": "0.1",
+        "router_score_func": "softmax", "expert_bias_rate": "0.1",
     }),
     "parallelism": ([], {
         "enable_sequence_parallel": "false", "context_parallel_load_balancer": "none",
@@ -51,7 +51,11 @@ OFF = {
         "pipeline_parallel_schedule": "Interleaved1F1B", "pipeline_parallel_schedule_csv": "x",
         "pipeline_parallel_microbatch_size": "2",
     }),
-    "data": (["--data.shuffle=false"], {"shuffle_buffer": "7"}),
+    "optimizer": (["--optimizer.weight_decay=0"], {"decay_norms_and_embeddings": "false"}),
+    "lr_scheduler": (["--lr_scheduler.decay_ratio=0"], {
+        "decay_type": "sqrt", "min_lr_factor": "0.1",
+    }),
+    "data": (["--data.shuffle=false"], {"shuffle_buffer": "7", "seed": "7"}),
     "metrics": (["--metrics.enable_tensorboard=false"], {
         "save_tb_folder": "x", "save_for_all_ranks": "true",
     }),
@@ -74,14 +78,14 @@ ALWAYS = {
              "num_experts qk_norm tie_embeddings rope_theta norm_eps init_std max_seq_len",
     "nitp": "enable",
     "geometry": "enable",
-    "data": "sources seed shuffle num_streams num_epochs validation_fraction bos long_documents "
+    "data": "sources shuffle num_streams num_epochs validation_fraction bos long_documents "
             "on_error num_workers",
     "data.sources": "*: checked with each source: recipes/data/config.py",
     "validation": "enable",
     "tokenizer": "*: of every run",
     "training": "*: of every run",
-    "optimizer": "*: of every run",
-    "lr_scheduler": "*: of every run",
+    "optimizer": "name lr betas eps weight_decay implementation",
+    "lr_scheduler": "warmup_steps total_steps decay_ratio",
     "parallelism": "data_parallel_replicate_degree data_parallel_shard_degree "
                    "fsdp_reshard_after_forward enable_fsdp_symm_mem tensor_parallel_degree "
                    "spmd_backend pipeline_parallel_degree context_parallel_degree "
@@ -113,11 +117,15 @@ MORE = [
     (["--nitp.loss=token_cosine"], "--nitp.projector=none"),
     (["--checkpoint.enable", "--checkpoint.load_only"], "--checkpoint.interval=7"),
     (["--checkpoint.enable", "--checkpoint.load_only"], "--checkpoint.async_mode=async"),
+    (["--checkpoint.enable", "--checkpoint.load_only"],
+     "--checkpoint.enable_first_step_checkpoint=true"),
     (["--checkpoint.enable"], "--checkpoint.export_dtype=bfloat16"),
     (["--checkpoint.enable"], "--checkpoint.allow_pickle=true"),
     (["--checkpoint.enable"], "--checkpoint.initial_load_model_only=false"),
     (["--checkpoint.enable", "--checkpoint.initial_load_path=x", "--checkpoint.initial_load_in_hf"],
      "--checkpoint.allow_pickle=true"),
+    (["--profiler.enable_memory_snapshot", "--profiler.memory_snapshot_freq=3"],
+     "--profiler.profile_freq=5"),
     (["--compile.enable"], "--compile.enable_async_tensor_parallel=true"),
 ]  # fmt: skip
 
@@ -149,6 +157,12 @@ def test_an_option_without_effect_is_refused_by_name(arguments, option):
 def test_experts_options_have_an_effect_where_there_are_experts(option):
     resolve_settings(None, [*MOE, option])
     resolve_settings(None, [*FLAVOR, "--model.num_experts=4", option])
+
+
+def test_what_two_reports_share_has_an_effect_with_either():
+    resolve_settings(None, [*FLAVOR, "--profiler.enable_profiling", "--profiler.profile_freq=5"])
+    snapshot = [*FLAVOR, "--profiler.enable_memory_snapshot", "--profiler.profile_freq=5"]
+    resolve_settings(None, snapshot)
 
 
 def test_what_equals_its_default_is_never_in_vain():

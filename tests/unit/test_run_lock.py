@@ -304,3 +304,21 @@ def test_a_full_disk_leaves_no_lock(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"), RunLock(str(tmp_path)):
         pass
     assert os.listdir(tmp_path) == []
+
+
+def test_what_is_in_the_way_of_the_lock_is_named(tmp_path):
+    """A link to nowhere can be neither read nor created: no wait helps."""
+    (tmp_path / LOCK_FILE).symlink_to("gone")
+    with pytest.raises(SettingsError, match=r"run.lock is a link that leads nowhere"):
+        RunLock(str(tmp_path)).__enter__()
+    (tmp_path / LOCK_FILE).unlink()
+    (tmp_path / LOCK_FILE).mkdir()
+    with pytest.raises(OSError, match=r"^job.dump_folder \(.*\) cannot be owned: .*Is a directory"):
+        RunLock(str(tmp_path)).__enter__()
+
+
+def test_an_empty_restart_count_is_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "")
+    with RunLock(str(tmp_path)):
+        owner = json.loads((tmp_path / LOCK_FILE).read_text().splitlines()[0])
+        assert owner["slurm_restart"] == 0

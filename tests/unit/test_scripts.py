@@ -48,3 +48,16 @@ def test_the_speed_of_a_rank_is_its_rows_over_the_time_they_took(tmp_path, monke
     assert "rows of 64 tokens, 8 streams, 0 workers" in lines
     # After one row of each of its streams: 3 seconds of rows. 3 ranks cannot share 8 streams.
     assert drawn == [(1, 0)] * (8 + 6) + [(4, 0)] * (2 + 12)
+
+
+def test_the_share_of_measuring_is_that_of_the_steps_between_two_measurements():
+    """Medians: 100 ms a step, of which 8 and 2 are measuring; read every 4 steps."""
+    seconds = {
+        "step": [0.1, 0.1, 9.0], "sums": [0.008] * 3, "reading": [0.002] * 3,
+        "eigenvalues": [0.05] * 3,
+    }  # fmt: skip
+    text = load("benchmark_geometry").describe(seconds, 4)
+    assert "| the step without what follows | 90.0 |" in text
+    assert "| sums over the states | 8.00 |\n| reading them | 2.00 |" in text
+    assert "| eigenvalues, in another thread | 50.00 |" in text
+    assert "Measured every 4 steps: 2.70% of the time." in text  # 10 of 4 * 90 + 10

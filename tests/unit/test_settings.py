@@ -491,12 +491,32 @@ def test_home_and_environment_variables_are_expanded_in_every_path(monkeypatch, 
     [
         ("$NOT_SET_AT_ALL/x", "names the environment variable NOT_SET_AT_ALL, which is not set."),
         ("${NOT_SET}/x", "names the environment variable NOT_SET, which is not set."),
+        ("$SET_TO_NOTHING/x", "names the environment variable SET_TO_NOTHING, which is empty."),
         ("~nobody-of-that-name/x", "begins with ~nobody-of-that-name, which is no home directory."),
+        ("$(pwd)/x", "has a $ that begins no variable"),
+        ("x/${HOME", "has a $ that begins no variable"),
+        ("", "is no path"),
+        ("a/" + "b" * 256, "has a name of more than 255 bytes"),
     ],
 )
-def test_a_path_that_cannot_be_expanded_is_refused(option, path, message):
+def test_a_path_that_cannot_be_expanded_is_refused(monkeypatch, option, path, message):
+    monkeypatch.setenv("SET_TO_NOTHING", "")
     with pytest.raises(SettingsError, match=re.escape(f"{option} ") + ".*" + re.escape(message)):
         resolve_path(option, path)
+
+
+def test_a_folder_in_the_hubs_layout_is_expanded_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert resolve_path("data.sources.path", "hf://~/data") == "hf:///home/me/data"
+    assert resolve_path("data.sources.path", "hf://$HOME/data") == "hf:///home/me/data"
+    with pytest.raises(SettingsError, match="begins with ~nobody-of-that-name"):
+        resolve_path("data.sources.path", "hf://~nobody-of-that-name/x")
+
+
+@pytest.mark.parametrize("option", PATH_OPTIONS)
+def test_a_path_that_no_file_system_takes_is_refused(option):
+    with pytest.raises(SettingsError, match=re.escape(option) + " .* is no path"):
+        resolve_path(option, "a\\u0000b" if option == "data.sources.path" else "a\0b")
 
 
 def test_every_path_option_is_covered():
@@ -504,11 +524,9 @@ def test_every_path_option_is_covered():
     assert set(PATH_OPTIONS) | on_the_command_line_or_in_files == PATHS
 
 
-@pytest.mark.parametrize("option", ["checkpoint.folder", "metrics.save_tb_folder", "export.folder"])
-@pytest.mark.parametrize("value", ["/scratch/shared", "../shared", "checkpoint/../../shared"])
-def test_folders_of_a_run_are_inside_its_directory(option, value):
-    """Two runs with a directory each would share, and delete from, one that neither owns."""
-    enable = [] if option.startswith("metrics") else [f"--{option.partition('.')[0]}.enable"]
-    check(*enable, f"--{option}=..inside/it")
-    with pytest.raises(SettingsError, match=f"{option} .{value}. must be inside job.dump_folder"):
-        check(*enable, f"--{option}={value}")
+@pytest.mark.parametrize(
+    "arguments", [["--job.description=\udce9"], ["--tokenizer.path", "\udce9"]]
+)
+def test_an_argument_that_could_not_be_saved_is_refused(arguments):
+    with pytest.raises(SettingsError, match=r"^command line: '.*\\udce9' is not UTF-8"):
+        resolve_settings(None, ["--model.flavor=debug", *arguments])

@@ -8,10 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from torchtitan.config import ParallelismConfig
 from torchtitan.distributed import ParallelDims
 
+from nitp.config import GeometryConfig
+from nitp.geometry import Moments
 from nitp.loss import NITPLoss
+from nitp.meter import Reading
 from nitp.metrics import NITPMetricsProcessor
 from recipes.run.metrics import RunMetricsProcessor
 from recipes.run.tensorboard import CurvesLogger
@@ -188,3 +194,116 @@ def test_a_validation_step_is_a_global_batch(steps, global_batch_size, num_batch
         ),
     )  # fmt: skip
     assert validator.config.steps == num_batches
+
+
+# ------------------------------------------------------------------------ the geometry's figures
+
+
+class Meter:
+    """Takes the place of the states' sums: what a batch of targets that point to two corners gives,
+    and moments of the states (2, 0), (0, 0), (1, 1), (1, -1)."""
+
+    options = GeometryConfig(freq=10)
+
+    def __init__(self, average_cosine: float = 0.25, scatter: list[list[float]] | None = None):
+        self.average_cosine = average_cosine
+        self.scatter = scatter or [[2.0, 0.0], [0.0, 2.0]]
+
+    def read(self) -> Reading:
+        moments = Moments(torch.tensor(4.0), torch.tensor([1.0, 0.0]), torch.tensor(self.scatter))
+        return Reading({"": self.average_cosine}, 0.5, {"": moments})
+
+
+class StepRecorder(Recorder):
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self.steps.append((step, dict(metrics)))
+
+    def close(self) -> None:
+        pass
+
+
+def measured(meter: Any, processor: type[NITPMetricsProcessor] = NITPMetricsProcessor) -> Any:
+    metrics = build(processor)
+    metrics.logger = StepRecorder()
+    metrics.attach(loss=None, max_norm=1.0, meter=meter)
+    return metrics
+
+
+def test_ranks_come_under_their_own_step_before_what_is_logged_next():
+    metrics = measured(Meter())
+    for step in (10, 13, 20):
+        metrics.data_loading_times = [0.1]
+        metrics.log(step, 2.5, 2.75, 1.0)
+    metrics.log_validation(2.25, 20)
+    metrics.close()
+    found = [
+        (step, tag, value)
+        for step, tags in metrics.logger.steps
+        for tag, value in tags.items()
+        if "effective" in tag or "average" in tag
+    ]
+    assert found == [
+        (10, "geometry/average_cosine", 0.25), (10, "geometry/effective_rank", pytest.approx(2)),
+        # Step 13 is logged and not due.
+        (20, "geometry/average_cosine", 0.25), (20, "geometry/effective_rank", pytest.approx(2)),
+        (20, "validation_metrics/average_cosine", 0.25),
+        (20, "validation_metrics/effective_rank", pytest.approx(2)),
+    ]  # fmt: skip
+    steps = [step for step, _ in metrics.logger.steps]
+    assert steps == sorted(steps), "some loggers drop what is older than the last"
+
+
+def test_a_flush_brings_the_ranks_of_the_last_step():
+    metrics = measured(Meter(), RunMetricsProcessor)
+    attach_progress(metrics)
+    metrics.log(10, 2.5, 2.75, 1.0)
+    metrics.flush()
+    assert metrics.logger.steps[-1] == (10, {"geometry/effective_rank": pytest.approx(2)})
+
+
+def test_a_figure_that_does_not_exist_is_left_out():
+    metrics = measured(Meter(average_cosine=float("nan"), scatter=[[float("inf"), 0.0], [0.0, 1]]))
+    log(metrics)
+    metrics.log_validation(2.25, 3)
+    metrics.close()
+    tags = {tag for _, tags in metrics.logger.steps for tag in tags}
+    assert not any(tag.endswith(("rank", "cosine")) for tag in tags)
+
+
+def test_eigenvalues_that_do_not_converge_are_a_warning_and_no_failure(monkeypatch, caplog):
+    def fail(moments: Moments) -> torch.Tensor:
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(Moments, "effective_rank", fail)
+    metrics = measured(Meter())
+    metrics.log(10, 2.5, 2.75, 1.0)
+    metrics.close()
+    assert [tags for _, tags in metrics.logger.steps if "geometry/effective_rank" in tags] == []
+    warning = caplog.records[-1].getMessage()
+    assert warning == "geometry/effective_rank is left out: failed to converge"
+
+
+@pytest.mark.parametrize("tag", [None, "mine"])
+def test_tensorboard_opens_with_the_papers_figures_and_their_tags(tmp_path, tag):
+    curves = CurvesLogger(tmp_path / "start", tag)
+    curves.log({"nitp/skill": 0.5, "throughput(tps)": 7.0, "geometry/effective_rank": 3.0}, 1)
+    curves.close()
+    events = EventAccumulator(str(tmp_path / "start")).Reload()
+    (summary,) = events.Tensors(metadata.CONFIG_SUMMARY_TAG)
+    layout = layout_pb2.Layout.FromString(summary.tensor_proto.string_val[0])
+    charts = {
+        c.title: list(c.multiline.tag) for category in layout.category for c in category.chart
+    }
+    shown = {
+        title: [tag for tag in events.Tags()["scalars"] if any(re.match(p, tag) for p in patterns)]
+        for title, patterns in charts.items()
+    }
+    prefix = "" if tag is None else "mine/"
+    assert {title: tags for title, tags in shown.items() if tags} == {
+        "Effective rank": [f"{prefix}geometry/effective_rank"],
+        "Skill: 0 is a constant prediction, 1 is perfect": [f"{prefix}nitp/skill"],
+        "Tokens/s per device": [f"{prefix}throughput(tps)"],
+    }

@@ -87,8 +87,13 @@ def _glm4_moe(
     moe = _common((layer.moe for layer in model.layers[num_dense:]), "MoE")
     router, shared = moe.router, moe.shared_experts
     expert_dim = moe.routed_experts.inner_experts.hidden_dim
-    if router.score_func != "sigmoid" or router.num_expert_groups is not None:
-        raise ValueError("Glm4MoeForCausalLM routes by sigmoid scores; one group is supported.")
+    if router.score_func != "sigmoid":
+        raise ValueError(
+            f'model.router_score_func ("{router.score_func}") must be "sigmoid" to export, or to '
+            "start from Hugging Face weights: Glm4MoeForCausalLM routes by sigmoid scores."
+        )
+    if router.num_expert_groups is not None:
+        raise ValueError("Glm4MoeForCausalLM is supported with one group of experts.")
     if moe.load_balance_coeff is None:
         raise ValueError("Glm4MoeForCausalLM has a selection bias; this router has none.")
     if shared is None:

@@ -153,7 +153,7 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
     is_flat = isinstance(rope, dict) and not any(isinstance(v, dict) for v in rope.values())
     if not is_flat:
         raise ValueError(f"RoPE by layers ({json.dumps(rope)}) is not supported.")
-    result = _DEFAULTS.get(kind, {}) | config
+    result = _DEFAULTS.get(str(kind), {}) | config
     result["architectures"] = config.get("architectures") or result.get("architectures")
     result["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
     for key in ("rope_theta", "partial_rotary_factor"):

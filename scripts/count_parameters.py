@@ -1,0 +1,34 @@
+"""Count parameters: python scripts/count_parameters.py CONFIG.toml ...
+
+A Markdown table of the models of these files, from the models on meta: no memory, no data.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from recipes.build import build_config
+from recipes.command import report_error
+from recipes.config.rules import check_settings
+from recipes.config.settings import resolve_settings
+from recipes.run.summary import compute_size, tabulate
+
+
+def main(paths: Sequence[str]) -> int:
+    if not paths or paths[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    sizes = []
+    try:
+        for path in paths:
+            settings = resolve_settings(path, [])
+            check_settings(settings)
+            size = compute_size(build_config(settings))
+            sizes.append((settings.values["model"]["flavor"], size))
+    except (ValueError, NotImplementedError) as error:
+        return report_error(error, 2)
+    print(tabulate(sizes))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
