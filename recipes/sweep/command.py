@@ -9,6 +9,7 @@ what went wrong is one line on stderr that starts with `error: `.
 import argparse
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str], launch: Sequence[str] | None = None) -> int:
         plan = build_plan(request, needs_files=is_run)
         launch = launch or build_launch(given.nproc_per_node)
         for note in plan.notes:
-            print(f"note: {note}")
+            print(f"note: {note}", file=sys.stderr)
         if given.dry_run:
             _print_commands(plan, launch)
             return 0
