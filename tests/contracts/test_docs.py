@@ -13,7 +13,9 @@ FOLDERS = ("nitp", "recipes", "scripts", "tests", "train_configs", "docs")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_and_pages_that_are_named_exist(page):
     text = page.read_text()
-    named = set(re.findall(rf"(?:{'|'.join(FOLDERS)})/[\w/.-]*\.(?:py|toml|md|sbatch)\b", text))
+    named = set(
+        re.findall(rf"(?:{'|'.join(FOLDERS)})/[\w/.-]*\.(?:py|toml|md|sbatch|yaml)\b", text)
+    )
     missing = [name for name in named if not (ROOT / name).exists()]
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     missing += [link for link in links if not (page.parent / link).exists()]

@@ -48,6 +48,7 @@ TORCH_FREE = [
     "recipes/run/curves.py",
     "recipes/run/folder.py",
     "recipes/run/lock.py",
+    "recipes/sweep/command.py",
 ]
 PACKAGES = {
     "nitp",
@@ -61,6 +62,7 @@ PACKAGES = {
     "recipes.parity",
     "recipes.gpu_check",
     "recipes.report",
+    "recipes.sweep",
 }
 LOADS_WHEN_CALLED = {("recipes.config", "recipes.build")}
 """load_config is one of recipes.config, and needs torch: it imports what builds when it is called.

@@ -1,0 +1,8 @@
+"""Train a grid of settings and seeds, and compare: see recipes/sweep/command.py."""
+
+import sys
+
+from recipes.sweep.command import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
