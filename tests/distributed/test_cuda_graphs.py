@@ -36,7 +36,7 @@ TAGS = (
     *(f"validation_metrics/{name}" for name in ("loss", "nitp_loss", "effective_rank",
       "average_cosine", "pre_norm_", "target_", "constant_loss", "skill")),
 )  # fmt: skip
-IN_DEFAULT_SUITE = ("fsdp_2_start_step", "tp_2", "cp_2")
+IN_DEFAULT_SUITE = ("fsdp_2_start_step", "tp_2")
 
 
 @pytest.fixture(scope="module")

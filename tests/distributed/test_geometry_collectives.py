@@ -7,7 +7,7 @@ import pytest
 
 from recipes.parity.world import Case, Result, run_world
 from tests.distributed.collectives import COUNT, Message, read_messages
-from tests.distributed.test_collectives import ALL, COMMON, GLOBAL_BATCH, LAYOUTS, Layout
+from tests.distributed.test_collectives import ALL, COMMON, GLOBAL_BATCH, Layout
 
 FLOAT, DOUBLE, INT64 = 4, 8, 8
 NUM_STATES = 3  # hidden, before the norm, targets
@@ -37,26 +37,22 @@ def measuring(layout: Layout, dim: int, has_triangles: bool) -> Counter[Message]
     return messages
 
 
-def run_layouts(names: list[str]) -> dict[str, tuple[Result, Result]]:
+def run_layout(layout: Layout) -> tuple[Result, Result]:
     """Measured and not."""
-    found = {}
-    for name in names:
-        layout = ALL[name]
-        overrides = [
-            *COMMON, "--training.local_batch_size=1",
-            f"--parallelism.data_parallel_replicate_degree={layout.dp_replicate}",
-            f"--parallelism.context_parallel_degree={layout.cp}",
-            f"--parallelism.tensor_parallel_degree={layout.tp}",
-            *layout.overrides,
-        ]  # fmt: skip
-        cases = [
-            Case(key, "train_configs/debug.toml", [*overrides, f"--geometry.enable={value}"],
-                 num_steps=2, validate=True, probe=COUNT)
-            for key, value in (("measured", "true"), ("not", "false"))
-        ]  # fmt: skip
-        results = run_world(cases, (layout.num_ranks,))
-        found[name] = tuple(results[key, layout.num_ranks] for key in ("measured", "not"))
-    return found
+    overrides = [
+        *COMMON, "--training.local_batch_size=1",
+        f"--parallelism.data_parallel_replicate_degree={layout.dp_replicate}",
+        f"--parallelism.context_parallel_degree={layout.cp}",
+        f"--parallelism.tensor_parallel_degree={layout.tp}",
+        *layout.overrides,
+    ]  # fmt: skip
+    cases = [
+        Case(key, "train_configs/debug.toml", [*overrides, f"--geometry.enable={value}"],
+             num_steps=2, validate=True, probe=COUNT)
+        for key, value in (("measured", "true"), ("not", "false"))
+    ]  # fmt: skip
+    results = run_world(cases, (layout.num_ranks,))
+    return results["measured", layout.num_ranks], results["not", layout.num_ranks]
 
 
 def check(layout: Layout, measured: Result, plain: Result) -> None:
@@ -73,20 +69,12 @@ def check(layout: Layout, measured: Result, plain: Result) -> None:
     assert sum(sent) <= (6 * dim**2 + 6 * dim) * (2 if layout.tp > 1 else 1)
 
 
-@pytest.fixture(scope="module")
-def runs() -> dict[str, tuple[Result, Result]]:
-    return run_layouts(list(LAYOUTS))
+SLOW = ["fsdp_2", "cp_2_headtail", "hsdp_2x2", "fsdp_2_cp_2", "fsdp_2_tp_2", "tp_2_cp_2"]
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_triangles_go_to_one_rank_and_only_at_logged_steps(runs, name):
-    check(ALL[name], *runs[name])
-
-
-SLOW = ["hsdp_2x2", "fsdp_2_cp_2", "fsdp_2_tp_2", "tp_2_cp_2"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
-def test_triangles_go_to_one_rank_and_only_at_logged_steps_slow(name):
-    check(ALL[name], *run_layouts([name])[name])
+@pytest.mark.parametrize(
+    "name",
+    ["tp_2_sequence_parallel", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
+)
+def test_triangles_go_to_one_rank_and_only_at_logged_steps(name):
+    check(ALL[name], *run_layout(ALL[name]))

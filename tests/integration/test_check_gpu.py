@@ -141,7 +141,7 @@ def test_arms_that_do_not_start_alike_are_a_problem():
 def test_every_arm_runs_in_every_round_and_none_is_always_first():
     planned = list(plan("cuda", num_devices=2))
     rounds = [[(p.arm.name, p.mode) for p in planned if p.round == r] for r in range(3)]
-    assert len(rounds[0]) == 6 and rounds[1] == rounds[0][::-1] and rounds[2] == rounds[0]
+    assert len(rounds[0]) == 7 and rounds[1] == rounds[0][::-1] and rounds[2] == rounds[0]
     assert all(p.case.legs == [(2, [])] for p in planned)
     assert {p.mode for p in plan("cpu", 1)} == {"no graphs"}
     assert [p.arm.name for p in planned if p.case.is_plain] == ["TorchTitan"] * 6

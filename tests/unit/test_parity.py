@@ -284,6 +284,7 @@ def test_ranks_can_be_started_afresh_where_they_cannot_be_forked(tmp_path):
     assert len(torch.load(tmp_path / "fresh.pt")["metrics"]) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_the_deadline_ends_is_out_of_time_and_not_failed():
     """The first case ends at the deadline, the second is never begun, and neither takes 600 s."""
     runner = f"{__name__}:hang"
