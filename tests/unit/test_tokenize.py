@@ -11,7 +11,10 @@ import pytest
 import tomli
 from tokenizers import Tokenizer
 
-from recipes.data.config import DataConfig, SourceConfig
+from recipes.config.parts import build_data
+from recipes.config.rules import check_files, check_settings
+from recipes.config.settings import resolve_settings
+from recipes.data.config import DataConfig, SourceConfig, source_names
 from recipes.data.documents import load_documents
 from recipes.data.encoder import Encoder
 from recipes.data.tokenizer import save_bpe_tokenizer
@@ -239,3 +242,17 @@ def test_the_command_makes_what_is_missing_in_processes_and_prints_what_reads_it
     errors = capsys.readouterr().err.splitlines()
     assert len([line for line in errors if line.startswith("error: ")]) == 1
     assert "a.jsonl:17 is not valid JSON" in errors[-1]
+
+
+def test_the_public_mixture_is_the_papers_run_on_four_sources_of_the_hub(tmp_path):
+    settings = resolve_settings("train_configs/mix.toml", [])
+    save_bpe_tokenizer(tmp_path / "t", ["text"], vocab_size=258)
+    settings.values["tokenizer"]["path"] = str(tmp_path / "t")
+    check_settings(settings)
+    check_files(settings)
+    data = build_data(settings)
+    assert source_names(data) == ["english", "chinese", "code", "mathematics"]
+    assert sum(source.weight for source in data.sources) == pytest.approx(1.0)
+    paper = resolve_settings("train_configs/nitp_dense_0.5b.toml", []).values
+    for table in set(paper) - {"data", "job", "tokenizer"}:
+        assert settings.values[table] == paper[table]
