@@ -49,6 +49,10 @@ TORCH_FREE = [
     "recipes/run/folder.py",
     "recipes/run/lock.py",
     "recipes/sweep/command.py",
+    "recipes/tokenize/command.py",
+    "recipes/tokenize/parts.py",
+    "recipes/tokenize/plan.py",
+    "recipes/tokenize/run.py",
 ]
 PACKAGES = {
     "nitp",
@@ -63,6 +67,7 @@ PACKAGES = {
     "recipes.gpu_check",
     "recipes.report",
     "recipes.sweep",
+    "recipes.tokenize",
 }
 LOADS_WHEN_CALLED = {("recipes.config", "recipes.build")}
 """load_config is one of recipes.config, and needs torch: it imports what builds when it is called.
