@@ -1,5 +1,7 @@
-"""What the commands share: the launcher's environment, or one in its place; errors as one line."""
+"""What the commands share: arguments; the launcher's environment, or one in its place; errors as
+one line."""
 
+import argparse
 import os
 import re
 import socket
@@ -7,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from typing import NoReturn
 
 from recipes.config.settings import SettingsError
 
@@ -24,6 +27,13 @@ _READ_ANYWAY = (
 spelt."""
 
 _LAUNCHER_NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, which raises ValueError for arguments that are none."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}. See --help.")
 
 
 def check_environment(environment: Mapping[str, str]) -> None:

@@ -5,12 +5,11 @@ Reads the run's config.toml and checkpoint, and writes a Hugging Face folder. Ex
 failure, 2 bad usage; what went wrong is one line on stderr that starts with `error: `.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
-from recipes.command import report_error
+from recipes.command import ArgumentParser, report_error
 from recipes.config.options import ExportDtype, ExportVerify
 from recipes.config.paths import expand_path
 from recipes.export.request import ExportRequest
@@ -36,15 +35,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. See --help.")
-
-
 def parse_request(arguments: Sequence[str]) -> ExportRequest:
     """Raises ValueError for arguments that are none; prints and exits for --help."""
     default = ExportRequest(run=Path(), output=Path())
-    parser = _Parser(prog="export.py", description=__doc__.partition(":")[0])
+    parser = ArgumentParser(prog="export.py", description=__doc__.partition(":")[0])
     add = parser.add_argument
     add("--run", required=True, help="run directory (job.dump_folder)")
     add("--output", required=True, help="folder to write; must not exist")

@@ -7,13 +7,11 @@ training packs, and attention stays within a document, as in training. Exit code
 2 bad usage; what went wrong is one line on stderr that starts with `error: `.
 """
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from recipes.command import report_error
+from recipes.command import ArgumentParser, report_error
 from recipes.measure.request import Layers, MeasureRequest
 
 
@@ -40,14 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. See --help.")
-
-
 def parse_request(arguments: Sequence[str]) -> MeasureRequest:
     """Raises ValueError for arguments that are none; prints and exits for --help."""
-    parser = _Parser(prog="geometry.py", description=(__doc__ or "").partition(":")[0])
+    parser = ArgumentParser(prog="geometry.py", description=(__doc__ or "").partition(":")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--model", type=Path, metavar="FOLDER",

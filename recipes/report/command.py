@@ -10,9 +10,8 @@ import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
-from recipes.command import report_error
+from recipes.command import ArgumentParser, report_error
 from recipes.report.markdown import format_report
 from recipes.report.report import build_report
 
@@ -38,14 +37,9 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. See --help.")
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Raises ValueError for arguments that are none, or without the plotting library."""
-    parser = _Parser(prog="compare_runs.py", description=(__doc__ or "").partition(":")[0])
+    parser = ArgumentParser(prog="compare_runs.py", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR",

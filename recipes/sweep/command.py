@@ -12,9 +12,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from recipes.command import report_error
+from recipes.command import ArgumentParser, report_error
 from recipes.run.lock import RunLock
 from recipes.sweep.grid import parse_grid
 from recipes.sweep.plan import Plan, Request, build_plan
@@ -87,14 +86,9 @@ def _write_table(plan: Plan) -> str:
     return text
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. See --help.")
-
-
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Request]:
     """Raises ValueError for arguments that are none."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="sweep.py", description=(__doc__ or "").partition(":")[0], allow_abbrev=False,
         epilog="Any other --table.key value is an option of all runs.",
     )  # fmt: skip

@@ -11,9 +11,8 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from recipes.command import report_error
+from recipes.command import ArgumentParser, report_error
 from recipes.config.parts import build_data
 from recipes.config.rules import check_files, check_settings
 from recipes.config.settings import resolve_settings
@@ -87,14 +86,9 @@ def _tokenize(data: DataConfig, tokenizer: str, output: Path, num_workers: int) 
     print(f"\nRead them in training, with the same tokenizer, as\n\n{format_sources(data, output)}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. See --help.")
-
-
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command's own arguments, and the configuration's. Raises ValueError."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="tokenize_data.py", description=(__doc__ or "").partition(":")[0], allow_abbrev=False,
         epilog="--job.config_file and any other --table.key value are the configuration's.",
     )  # fmt: skip
