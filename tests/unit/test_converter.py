@@ -1,7 +1,7 @@
 """with_nitp changes what it must, refuses the rest, and leaves its argument alone."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import pytest
 from torchtitan.components.checkpointer import CheckpointManager
@@ -182,6 +182,15 @@ def test_a_start_after_the_last_step_is_refused(config, start_step, is_error):
     message = r"nitp.start_step \(11\) must be at most training.steps \(10\).* Lower it"
     with pytest.raises(ValueError, match=message) if is_error else nullcontext():
         check_composition(with_nitp(config, nitp), nitp, GeometryConfig())
+
+
+def test_the_options_defaults_are_the_papers_for_9b():
+    """Method section 2, Table 4: k 5 of 24, lambda 0.8; section 1 for the rest."""
+    assert asdict(NITPConfig()) == {
+        "enable": True, "target_layer": 5, "weight": 0.8, "start_step": 0, "loss": "cosine",
+        "shift": 1, "stop_gradient": True, "hidden": "post_norm", "projector": "swiglu",
+        "projector_ratio": 4.0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,22 @@ def test_torchtitans_defaults_hold_except_the_projects_own() -> None:
     assert values["checkpoint"]["last_save_model_only"] is False
     assert values["metrics"]["enable_tensorboard"] is True
     assert values["debug"]["seed"] == 0
+    assert values["optimizer"] == {
+        "name": "AdamW", "lr": 8e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1,
+        "decay_norms_and_embeddings": True, "implementation": "fused",
+    }  # fmt: skip
+    assert values["training"]["on_nonfinite"] == "stop"
+    assert values["checkpoint"]["allow_projector_change"] is False
+    assert values["checkpoint"]["allow_pickle"] is False
+    data = {
+        "seed": 0, "shuffle": True, "shuffle_buffer": 256, "num_streams": 64, "num_epochs": -1,
+        "validation_fraction": 0.0, "bos": "auto", "long_documents": "continue",
+        "on_error": "raise", "num_workers": 0,
+    }  # fmt: skip
+    assert {key: values["data"][key] for key in data} == data
+    assert values["geometry"] == {"enable": True, "freq": None, "layers": []}
+    assert values["float8"]["projector"] is False
+    assert (values["export"]["dtype"], values["export"]["verify"]) == ("bfloat16", "logits")
 
 
 def test_extends_is_relative_to_its_file_and_merges_tables_key_by_key() -> None:
