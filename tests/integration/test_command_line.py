@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from recipes.config import load_config
 from recipes.config.degrees import check_ranks
+from recipes.run.summary import summarize
 
 ROOT = Path(__file__).parents[2]
 DEBUG = "train_configs/debug.toml"
@@ -110,6 +111,12 @@ def test_a_missing_config_file_names_the_nearest():
         (["--activation_checkpoint.mode=memory_budget"],
          "Memory budget activation checkpointing requires the model to be compiled"),
         (["--training.seq_len=250"], "training.seq_len (250) must be a multiple of loss.num"),
+        (["--training.seq_len=264", "--loss.num_chunks=8",
+          "--parallelism.tensor_parallel_degree=2"],
+         "training.seq_len (264) must be a multiple of loss.num_chunks (8) times the tensor-par"),
+        (["--training.seq_len=768", "--loss.num_chunks=256",
+          "--parallelism.context_parallel_degree=2"],
+         "training.seq_len (768) must be a multiple of loss.num_chunks (256) times the tensor-p"),
         (["--model.vocab_size=8191"], "model.vocab_size (8191) must be more than the tokenizer's"),
         (["--data.bos=always"], "data.bos (always) needs a tokenizer with BOS."),
     ],
@@ -123,6 +130,9 @@ def test_what_cannot_run_is_refused_by_name(arguments, message):
     ("num_ranks", "overrides", "message"),
     [
         (4, [], "training.global_batch_size (8) must be a multiple of training.local_batch"),
+        (4, ["--parallelism.data_parallel_replicate_degree=4"],
+         "training.global_batch_size (8) must be a multiple of training.local_batch_size (4) times "
+         "the data-parallel degree (4)"),
         (2, ["--parallelism.data_parallel_shard_degree=3"], "parallelism: "),
     ],
 )  # fmt: skip
@@ -165,6 +175,31 @@ def test_the_9b_summary_equals_the_closed_form():
         f"memory per rank       parameters {gib:.3f} GiB; with gradients and AdamW's moments "
         f"{4 * gib:.3f} GiB" in done.stdout
     )
+
+
+@pytest.mark.parametrize(
+    ("degree", "num_ranks", "num_shards"),
+    [
+        ("data_parallel_shard", 2, 2),
+        ("data_parallel_replicate", 4, 2),
+        ("context_parallel", 4, 4),
+        ("tensor_parallel", 2, 2),
+        ("pipeline_parallel", 2, 2),
+    ],
+)
+def test_every_degree_but_replication_cuts_the_memory_of_a_rank(degree, num_ranks, num_shards):
+    """Ranks beyond the degree shard the data. In GiB: parameters of 4 bytes, four times over."""
+    config = load_config(
+        DEBUG, [f"--parallelism.{degree}_degree=2", "--training.disable_cuda_graphs"]
+    )
+    text = summarize(config, num_ranks)
+    backbone, projector = (
+        int(re.search(rf"parameters, {part} +([\d,]+)", text)[1].replace(",", ""))
+        for part in ("backbone", "projector")
+    )
+    gib = 4 * (backbone + projector) / num_shards / 2**30
+    assert f"ranks                 {num_ranks} ({num_shards} shards of each parameter)" in text
+    assert f"parameters {gib:.3f} GiB; with gradients and AdamW's moments {4 * gib:.3f}" in text
 
 
 def test_a_tokenizer_that_cannot_be_read_is_refused_by_name(tmp_path):

@@ -96,9 +96,16 @@ def count(row: Row) -> tuple[int, int]:
 def test_the_counts_on_meta_are_the_closed_forms(name: str) -> None:
     total, active = count(ROWS[name])
     assert (round(total / 1e9, 3), round(active / 1e9, 3)) == ROUNDED_COUNTS[name]
-    for kind, projector in (("ntp", 0), ("nitp", 12 * ROWS[name].d ** 2)):
+    d = ROWS[name].d
+    # Per token, NITP: 6 a weight of the projector and 18 d for the cosine; geometry: 2 d^2 for the
+    # states after and before the norm, and for the targets.
+    for kind, projector, nitp_flops, num_states in (
+        ("ntp", 0, 0, 2), ("nitp", 12 * d**2, 72 * d**2 + 18 * d, 3)
+    ):  # fmt: skip
         size = size_of(f"{kind}_{name}")
         assert (size.backbone, size.active, size.projector) == (total, active, projector)
+        assert (size.nitp_flops, size.geometry_flops) == (nitp_flops, num_states * 2 * d**2)
+        assert size.backbone_flops == size_of(f"ntp_{name}").backbone_flops
 
 
 @pytest.mark.parametrize("run", RUNS)
