@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,10 @@ from recipes.gpu_check.cost import Timing, find_disagreement, find_ratios, plan,
 from recipes.gpu_check.report import describe_platform, write_report
 from recipes.gpu_check.section import Section
 from recipes.gpu_check.trained import NITP, NTP, RECORDED, find_problems
+from recipes.parity.cells import select_cells
+from recipes.parity.matrix import Outcome
+from recipes.parity.tolerance import FLOAT32
+from recipes.parity.world import Failure, Result
 
 # --------------------------------------------------------------------------- the recipes' runs
 
@@ -62,6 +67,33 @@ def test_a_command_that_fails_or_hangs_is_reported_with_its_error_and_log(monkey
     exports = trained.check_exports(runs, "cpu", tmp_path, 10)
     assert sorted(exports.not_run) == ["dense: its training failed", "moe: its training failed"]
     assert not exports.has_passed
+
+
+@pytest.mark.parametrize(("device", "wants_graphs"), [("cpu", []), ("cuda", ["dense"])])
+def test_a_run_that_ends_well_is_judged_by_its_curves(monkeypatch, tmp_path, device, wants_graphs):
+    """On a GPU the dense recipe must have been captured too; experts cannot be."""
+    curves = make_curves(**{
+        "validation_metrics/loss": {5: 6.5}, "time_metrics/end_to_end(s)": {1: 0.5, 5: 0.25},
+        "memory/max_reserved(GiB)": {1: 1.0, 5: 2.0},
+    })  # fmt: skip
+    monkeypatch.setattr(trained, "run_command", lambda *_: (0, "step 5", 9.0))
+    monkeypatch.setattr(
+        trained,
+        "read_curves",
+        lambda run: curves if run.name == "dense" else curves | {NTP: {5: 6}},
+    )
+    section, runs = trained.check_recipes(device, 1, tmp_path, 10)
+    captured = "no step was captured as a CUDA graph, TorchTitan's default"
+    assert section.problems == [
+        *(f"{model}: {captured}" for model in wants_graphs),
+        "moe: L_NTP did not fall (6.0000 -> 6.0000)",
+    ]
+    assert list(section.logs) == [f"recipe-{model}" for model in (*wants_graphs, "moe")]
+    assert runs == ({} if wants_graphs else {"dense": tmp_path / "dense"})
+    assert section.figures["dense"] == {
+        "L_NTP, last": 7.0, "L_NITP, last": 0.2, "validation": 6.5, "step, median (s)": 0.375,
+        "memory, peak (GiB)": 2.0, "wall (s)": 9.0,
+    }  # fmt: skip
 
 
 def test_an_export_that_differs_is_a_problem(monkeypatch, tmp_path):
@@ -145,6 +177,65 @@ def test_every_arm_runs_in_every_round_and_none_is_always_first():
     assert all(p.case.legs == [(2, [])] for p in planned)
     assert {p.mode for p in plan("cpu", 1)} == {"no graphs"}
     assert [p.arm.name for p in planned if p.case.is_plain] == ["TorchTitan"] * 6
+
+
+def test_an_arm_that_fails_or_has_no_time_is_reported_and_the_others_are_timed(monkeypatch):
+    """The second arm fails, the third differs in its first step, the fourth is never begun."""
+    loss = "loss_metrics/global_avg_loss"
+
+    def run(cases, **_):
+        for index, case in enumerate(cases):
+            failure = Failure(case.name, 1, 2, "it broke", f"log of {case.name}", index >= 3)
+            figures = make_timing("", "", 0, [0.1]).figures
+            metrics = [{loss: 7.0}, {}, {loss: 8.0, NTP: 7.5}]
+            result = Result(metrics[index:][:1], {}, {}, {}, [], 1, {}, [figures])
+            yield case, failure if index in (1, 3, 4, 5) else result
+
+    monkeypatch.setattr(cost, "run_cases", run)
+    monkeypatch.setattr(cost, "NUM_ROUNDS", 2)
+    section = cost.measure_cost("cpu", 1, deadline_s=0.0)
+    assert section.problems == [
+        "NTP, no graphs, round 1: rank 1 of 2: it broke",
+        "NITP, no graphs, round 1: L_NTP of step 1 is 7.500000, not 7.000000 as with TorchTitan",
+    ]
+    assert section.logs == {"cost-NTP-no_graphs-0": "log of NTP-no_graphs-0"}
+    assert section.not_run == [
+        f"{arm}, no graphs, round 2: the time was up" for arm in ("NITP", "NTP", "TorchTitan")
+    ]
+    assert section.figures.keys() == {"TorchTitan, no graphs", "NITP, no graphs"}
+
+
+# -------------------------------------------------------------------------------------- parity
+
+
+def test_a_cell_that_differs_crashes_or_has_no_time_is_reported(monkeypatch, tmp_path):
+    """One of each, beside one that passes."""
+    entries = select_cells("cpu", max_ranks=2, pattern="dense-[fc]*_2*")[:4]
+    near, far = (SimpleNamespace(values=lambda x=x: {"loss": x}) for x in (1e-7, 0.5))
+    changes = [
+        {"comparison": near},
+        {"comparison": far, "failure": "loss 0.5"},
+        {"failure": "rank 1 of 2: it broke", "log": "Traceback"},
+        {"not_run": "the time was up"},
+    ]
+
+    def report(selected, device, command, outcomes, deadline_s):
+        assert selected == entries and (device, deadline_s) == ("cpu", 5.0)
+        outcomes += [
+            Outcome(entry, FLOAT32, **change)
+            for entry, change in zip(entries, changes, strict=True)
+        ]
+        return ["# Parity matrix", "command", "platform", "the table"]
+
+    monkeypatch.setattr(command, "select_cells", lambda *_: entries)
+    monkeypatch.setattr(command, "format_report", report)
+    section = command.check_parity("cpu", 1, "*", 5.0, tmp_path)
+    names = [entry.id for entry in entries]
+    assert section.problems == [f"{names[1]}: loss 0.5", f"{names[2]}: rank 1 of 2: it broke"]
+    assert section.not_run == [f"{names[3]}: the time was up"]
+    assert section.figures == {names[0]: {"loss": 1e-7}, names[1]: {"loss": 0.5}}
+    assert section.text == ["the table"]
+    assert (tmp_path / f"{names[2]}.log").read_text().endswith("it broke\n\nTraceback\n")
 
 
 # ------------------------------------------------------------------------------------ the report
