@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from recipes.build import build_model
 from recipes.config import load_config
 from recipes.config.settings import resolve_settings
 from recipes.data.tokenizer import save_bpe_tokenizer
+from recipes.export import exporter
 from recipes.export import run as export_run
 from recipes.export.request import ExportRequest
 from recipes.export.run import build_hf_config, prepare_export
@@ -41,6 +43,7 @@ from recipes.export.verify import (
     compare_logits,
     load_stock_model,
 )
+from recipes.export.writer import INDEX_NAME, write_weights
 
 # name -> (configuration, overrides, stock architecture)
 MODELS = {
@@ -202,6 +205,23 @@ def test_a_tokenizer_that_transformers_reads_differently_fails(
     ((texts, rows),) = seen
     assert len(texts) == 4 and min(map(len, texts)) > 4000
     assert rows == [tokenizer.encode(text).ids for text in texts]
+
+
+@pytest.mark.parametrize("verify", ["logits", "keys", "none"])
+def test_the_written_files_are_read_back_unless_told_otherwise(runs, tmp_path, monkeypatch, verify):
+    """The index has lost a tensor, which is nothing to the logits."""
+
+    def write(folder: Path, *rest) -> None:
+        write_weights(folder, *rest)
+        index = read_json(folder / INDEX_NAME)
+        del index["weight_map"]["model.norm.weight"]
+        (folder / INDEX_NAME).write_text(json.dumps(index))
+
+    monkeypatch.setattr(exporter, "write_weights", write)
+    is_read = verify != "none"
+    with pytest.raises(ValueError, match="differs from the plan") if is_read else nullcontext():
+        export(runs["llama_tied"], tmp_path / "out", verify=verify)
+    assert (tmp_path / "out").exists() != is_read
 
 
 def test_what_is_compared_includes_text_that_the_stock_model_generates(folders):
