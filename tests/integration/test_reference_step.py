@@ -275,6 +275,7 @@ def test_the_baselines_states_are_measured_and_change_nothing(steps, corpora, na
     figures = reference_geometry.figures(params, rows, SHAPES[name], off, 0.0)
     logged = {k: v for k, v in measured.metrics[0].items() if k.startswith("geometry/")}
     assert logged == pytest.approx(figures, rel=1e-5, abs=1e-7)
+    assert not any(tag.startswith("geometry/") for tag in plain.metrics[0])
     for tag in logged.keys() | plain.metrics[0].keys():
         if not tag.startswith(("geometry/", *UNCHECKED)):
             assert measured.metrics[0][tag] == plain.metrics[0][tag], tag
