@@ -1,0 +1,88 @@
+"""Ranks that would not train the same run are told apart by what they differ in."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.config.settings import SettingsError
+from recipes.data.config import DataConfig, SourceConfig
+from recipes.run import agreement
+from recipes.run.agreement import check_ranks_agree
+
+SETTINGS = {"training": {"steps": 5, "seq_len": 64}, "nitp": {"weight": 0.5}}
+
+
+class Ranks:
+    """Takes the place of torch.distributed: this process is one rank after the other."""
+
+    def __init__(self, file: Path) -> None:
+        self.data = DataConfig(sources=[SourceConfig(path=str(file))])
+        self.gathered: list[list[Any]] = []
+        """What each rank has brought to each gathering."""
+
+    def get_world_size(self) -> int:
+        return len(self.gathered)
+
+    def all_gather_object(self, found: list[Any], own: Any) -> None:
+        self.gathered[-1].append(own)
+        index = len(self.gathered[-1]) - 1
+        found[:] = [rank[min(index, len(rank) - 1)] for rank in self.gathered]
+
+    def bring(self, settings: dict[str, dict[str, Any]] = SETTINGS) -> None:
+        """The next rank, which sees those before it."""
+        self.gathered.append([])
+        check_ranks_agree(settings, self.data)
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a"}\n')
+    return file
+
+
+@pytest.fixture
+def ranks(file, monkeypatch) -> Ranks:
+    ranks = Ranks(file)
+    monkeypatch.setattr(agreement, "dist", ranks)
+    ranks.bring()
+    # Only ranks that differ go on to say in what; the first is asked by name.
+    ranks.gathered[0].append(agreement._collect_facts(SETTINGS, ranks.data))
+    return ranks
+
+
+def refusal(ranks: Ranks, *settings: dict[str, dict[str, Any]]) -> str:
+    with pytest.raises(SettingsError) as error:
+        ranks.bring(*settings)
+    return str(error.value)
+
+
+def test_equal_ranks_agree(ranks):
+    ranks.bring()
+    ranks.bring()
+
+
+def test_an_option_that_differs_is_named_with_both_values(ranks):
+    ranks.bring()
+    text = refusal(ranks, SETTINGS | {"nitp": {"weight": 0.25}})
+    assert text.startswith("Ranks 0 and 2 differ in nitp.weight (0.5 / 0.25). Start all ranks")
+
+
+def test_a_data_file_of_another_length_is_named(ranks, file):
+    with file.open("a") as stream:
+        stream.write("more\n")
+    assert "a.jsonl (14 / 19). Start" in refusal(ranks)
+
+
+def test_another_version_is_named(ranks, monkeypatch):
+    monkeypatch.setattr(agreement, "version", lambda name: "9.9" if name == "torch" else "0.3.0")
+    text = refusal(ranks)
+    assert "Ranks 0 and 1 differ in version of torch (2.14.1" in text and "/ 9.9). Start" in text
+
+
+def test_of_many_differences_three_are_named(ranks):
+    text = refusal(
+        ranks, {"training": {"steps": 6, "seq_len": 65}, "nitp": {"weight": 1}, "x": {"y": 1}}
+    )
+    assert text.count(" / ") == 3 and " and 1 more. Start" in text
