@@ -18,6 +18,7 @@ from recipes.data.config import DataConfig, SourceConfig, source_names
 from recipes.data.documents import load_documents
 from recipes.data.encoder import Encoder
 from recipes.data.tokenizer import save_bpe_tokenizer
+from recipes.run.lock import RunLock
 from recipes.tokenize import parts as parts_module
 from recipes.tokenize import plan as plan_module
 from recipes.tokenize.command import main
@@ -235,6 +236,12 @@ def test_the_command_makes_what_is_missing_in_processes_and_prints_what_reads_it
         SimpleNamespace(tokenizer_path=str(folder), default_add_bos=False, tokenizer=backend)
     )
     assert read(tokenized, encoder) == expected
+
+    with RunLock(str(output)):
+        assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --output ({output}) belongs to another job: ")
+    assert "job.dump_folder" not in error
 
     with open(data.sources[0].path, "a") as file:
         file.write("no JSON\n")
