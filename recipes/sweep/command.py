@@ -41,7 +41,7 @@ def main(arguments: Sequence[str], launch: Sequence[str] | None = None) -> int:
         if given.table:
             print(_write_table(plan), end="")
             return 0
-        with RunLock(str(plan.folder)):
+        with RunLock(str(plan.folder), plan.option):
             return _run(plan, launch)
     except ValueError as error:
         return report_error(error, 2)
