@@ -96,7 +96,8 @@ class OptimizerOptions:
     """Whether norms and the embedding decay as other parameters do. False: they are a group of
     their own, without decay, and the learning rate is logged twice, as lr/AdamW/0 (theirs) and
     lr/AdamW/1. Tied to the embedding, the unembedding does not decay either; its own matrix does,
-    and so does NITP's projector. No pipeline stage may then be the embedding alone."""
+    and so does NITP's projector. No pipeline stage may then be the embedding or the unembedding
+    alone."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

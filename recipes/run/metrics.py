@@ -140,7 +140,9 @@ class RunMetricsProcessor(CurvesMetricsProcessor):
         if "nitp/valid_fraction" in metrics:
             parts.append(f"{c.turquoise}valid {metrics['nitp/valid_fraction']:.3f}")
         parts.append(f"{c.orange}grad_norm {grad_norm:7.3f}")
-        parts += [f"lr {v:.2e}" for k, v in metrics.items() if k.startswith("lr/")]
+        # Groups of parameters have a rate each; those that differ in weight decay share it.
+        rates = (f"lr {v:.2e}" for k, v in metrics.items() if k.startswith("lr/"))
+        parts += dict.fromkeys(rates)
         parts += [f"{c.blue}tokens/s {tokens_per_s:,.0f}", f"left {self._time_left(step)}"]
         return "  ".join(parts) + c.reset
 

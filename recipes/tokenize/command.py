@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         check_files(settings)
         data = build_data(settings)
         tokenizer = resolve_tokenizer_path(settings.values["tokenizer"]["path"])
-        with RunLock(str(given.output)):
+        with RunLock(str(given.output), "--output"):
             _tokenize(data, tokenizer, given.output, given.workers)
     except ValueError as error:
         return report_error(error, 2)
