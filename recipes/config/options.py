@@ -3,8 +3,10 @@
 The classes are read as source, as TorchTitan's are (schema.py); each is (part of) one table.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from recipes.data.config import ValidationSetConfig
 
 DEFAULTS: dict[str, Any] = {
     # A run that ends must be resumable with more steps: a model-only save has no optimizer state.
@@ -51,6 +53,16 @@ class ModelOptions:
 
     flavor: str
     """Size of the model, by the name it has in the model's registry."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class ValidationOptions:
+    """What this project adds to the `[validation]` table."""
+
+    sets: list[ValidationSetConfig] = field(default_factory=list)
+    """Held-out sets that each validation reads whole, beside the documents that
+    data.validation_fraction holds out. If that is 0, the figures without a set's name are the first
+    set's. validation.steps bounds the documents held out, not the sets."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

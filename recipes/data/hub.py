@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.data.blocks import Block, block_extent
-from recipes.data.config import SourceConfig
+from recipes.data.config import DocumentsConfig
 from recipes.data.records import PLACE, BadDocumentError, Field, Value
 from recipes.data.splits import split_hub_path
 
@@ -78,7 +78,7 @@ class HubShardBlock(_HubBlock):
         return f"{self.path}/{self.shard + 1}:{key}"
 
 
-def load_hub_blocks(source: SourceConfig, field: Field, num_streams: int) -> list[Block]:
+def load_hub_blocks(source: DocumentsConfig, field: Field, num_streams: int) -> list[Block]:
     """The blocks of the source's split; downloads it unless it is to be streamed.
 
     Raises ValueError, one line, if there is no such split in a plain format.
@@ -103,7 +103,7 @@ def load_hub_blocks(source: SourceConfig, field: Field, num_streams: int) -> lis
     ]
 
 
-def hash_files(option: str, source: SourceConfig) -> str:
+def hash_files(option: str, source: DocumentsConfig) -> str:
     """Changes with the data set's files: of the hub by their commit, of a folder by their times.
 
     Raises ValueError, as `load_hub_blocks`.
@@ -112,7 +112,7 @@ def hash_files(option: str, source: SourceConfig) -> str:
     return files_hash
 
 
-def _load_builder(option: str, source: SourceConfig) -> Any:
+def _load_builder(option: str, source: DocumentsConfig) -> Any:
     import datasets
 
     name, revision = split_hub_path(source.path)

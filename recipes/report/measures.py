@@ -1,7 +1,7 @@
 """The figures that the report states of each run, and how groups differ in them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal
@@ -129,8 +129,18 @@ class Row:
 
 def measure_groups(groups: Sequence[Group], baselines: Mapping[str, Group]) -> list[Row]:
     """A row for each measure that some run has. baselines: of `match_baselines`."""
-    rows = [_measure(measure, groups, baselines) for measure in MEASURES]
+    first, *others = MEASURES
+    measures = [first, *_list_set_measures(groups), *others]
+    rows = [_measure(measure, groups, baselines) for measure in measures]
     return [row for row in rows if row.values]
+
+
+def _list_set_measures(groups: Sequence[Group]) -> Iterator[Measure]:
+    """Of the held-out sets that some run has."""
+    for name in tags.list_sets(tag for group in groups for run in group.runs for tag in run.curves):
+        loss, bits = tags.SET_LOSS.format(name), tags.SET_BITS.format(name)
+        yield Measure(name=f"validation loss, {name}", tag=loss, unit=NATS, num_decimals=4)
+        yield Measure(name=f"bits per byte, {name}", tag=bits, num_decimals=4)
 
 
 def choose_headline(rows: Sequence[Row]) -> list[Row]:

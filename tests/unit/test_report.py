@@ -7,8 +7,11 @@ import pytest
 from recipes.report import tags
 from recipes.report.groups import group_runs, list_differences
 from recipes.report.measures import Measure, Row, measure_groups
+from recipes.report.panels import View
 from recipes.report.report import Report, build_report
 from recipes.report.runs import read_runs
+from recipes.report.specs import list_specs
+from recipes.report.style import choose_styles
 from recipes.report.tables import tabulate_headline, tabulate_measures
 from recipes.report.text import read_difference, show_difference, show_mean, summarise
 from recipes.sweep.table import tabulate
@@ -81,6 +84,31 @@ def test_memory_is_the_peak(pair):
 def test_what_is_no_number_anywhere_is_no_row(pair):
     """Such as mfu(%) on a CPU."""
     assert tags.MFU not in {row.measure.tag for row in pair.rows}
+
+
+def test_the_sets_of_a_validation_are_rows_beside_its_loss_and_a_figure(tmp_path):
+    curves = {tags.NTP: NTP_CURVE, tags.VALIDATION: {7: 5.0}}
+    sets = {
+        "validation_metrics/pile/loss": {7: 2.5},
+        "validation_metrics/pile/bits_per_byte": {7: 0.75},
+        "validation_metrics/ids/loss": {7: 3.0},
+    }
+    without = write_run(tmp_path / "without", curves)
+    report = build_report([without, write_run(tmp_path / "with", curves | sets, seed=1)])
+    rows = [(row[0], row[2]) for row in tabulate_measures(report).rows]
+    assert rows[:4] == [
+        ("validation loss (nats/token)", "5.0000 +- 0.0000"),
+        ("validation loss, ids (nats/token)", "3.0000"),
+        ("validation loss, pile (nats/token)", "2.5000"),
+        ("bits per byte, pile", "0.7500"),
+    ]
+    styles = choose_styles(report.groups)
+    (spec,) = (
+        spec
+        for spec in list_specs(View(report.groups, report.baselines, styles))
+        if spec.name == "validation_sets"
+    )
+    assert [panel.label for panel in spec.panels] == ["ids (nats/token)", "pile (nats/token)"]
 
 
 def test_the_answer_is_one_sentence(pair):

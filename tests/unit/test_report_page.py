@@ -12,9 +12,10 @@ from PIL import Image
 
 from recipes.report import command, tags
 from recipes.report.drawing import MAX_POINTS_AS_LINES
-from recipes.report.figures import SPECS, draw_figures
+from recipes.report.figures import draw_figures
 from recipes.report.panels import Curves, Depth, Differences, Panel, View
 from recipes.report.report import Report, build_report
+from recipes.report.specs import SPECS
 from recipes.report.style import BACKGROUND, BACKGROUND_DARK, COLORS, TEXT, choose_styles
 from tests.report_runs import NITP_CURVE, NTP_CURVE, write_run
 
