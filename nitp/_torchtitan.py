@@ -44,6 +44,12 @@ from torchtitan.distributed.context_parallel.api import cp_shard
 # The mesh that FSDP2 shards dense weights over, and which of its axes are data parallel.
 from torchtitan.distributed.full_dtensor import resolve_fsdp_mesh
 
+# How many pipeline stages a model has, and which modules each holds.
+from torchtitan.distributed.pipeline_parallel import (
+    _generate_llm_fqn_per_model_part as split_into_stages,
+)
+from torchtitan.distributed.pipeline_parallel import _get_pipeline_metadata as count_stages
+
 # Declares a dense weight's placement on the (dp, cp, tp) mesh; under the default spmd_types backend
 # FSDP2 refuses parameters without one.
 from torchtitan.models.common.decoder_sharding import dense_param_placement
@@ -53,11 +59,13 @@ __all__ = [
     "ATTENTION_BLOCK_SIZE",
     "GradAccumulator",
     "built_class",
+    "count_stages",
     "cp_shard",
     "flush_tensorboard",
     "get_metrics_rank",
     "replicated_weight_sharding",
     "resolve_fsdp_mesh",
+    "split_into_stages",
 ]
 
 

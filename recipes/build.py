@@ -36,7 +36,13 @@ from nitp.checkpoint import NITPCheckpointManager
 from nitp.compose import check_composition
 from recipes.config.degrees import check_degrees
 from recipes.config.float8 import convert_linears
-from recipes.config.parts import build_data, build_geometry, build_nitp, build_shape
+from recipes.config.parts import (
+    build_data,
+    build_geometry,
+    build_nitp,
+    build_shape,
+    build_validation_sets,
+)
 from recipes.config.settings import Settings
 from recipes.data.config import DataConfig
 from recipes.data.encoder import Encoder
@@ -77,6 +83,7 @@ def build_config(settings: Settings) -> RunTrainer.Config:
             config.validator,
             RunValidator.Config,
             global_batch_size=config.training.global_batch_size,
+            sets=build_validation_sets(settings),
         ),
         geometry=build_geometry(settings),
         on_nonfinite=settings.values["training"]["on_nonfinite"],
@@ -96,6 +103,7 @@ def build_torchtitan_config(settings: Settings) -> Trainer.Config:
     if os.path.isdir(tokenizer_path):  # a dry run may be where the tokenizer is not
         _check_tokenizer(tokenizer_path, data, spec.model.vocab_size)
     training = {key: v for key, v in values["training"].items() if key != "on_nonfinite"}
+    validation = {key: v for key, v in values["validation"].items() if key != "sets"}
     try:
         return Trainer.Config(
             model_spec=spec,
@@ -103,7 +111,7 @@ def build_torchtitan_config(settings: Settings) -> Trainer.Config:
             hf_assets_path=tokenizer_path,
             dataloader=PackedDataLoader.Config(data=data, split="train"),
             validator=Validator.Config(
-                **values["validation"],
+                **validation,
                 dataloader=PackedDataLoader.Config(data=data, split="validation"),
             ),
             loss=ChunkedLossWrapper.Config(

@@ -2,7 +2,8 @@
 
 Reads, tokenizes and packs as rank 0 of 1, 4 and 64 data-parallel ranks would (as far as they divide
 data.num_streams), with the data, tokenizer, sequence length and workers of the configuration, and
-prints what one rank gets a second. Trains nothing.
+prints what one rank gets a second. With --tokenized again from Parquet files of token ids, as
+scripts/tokenize_data.py writes them. Trains nothing.
 """
 
 import argparse
@@ -10,16 +11,24 @@ import sys
 import time
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
+
+import tomli
 
 import recipes.platform  # noqa: F401  first: torchtitan resolves its device once
 
 # isort: split
 
 from recipes.config import load_config
-from recipes.data.config import DataConfig
+from recipes.data.config import DataConfig, SourceConfig
 from recipes.data.documents import load_documents
+from recipes.data.encoder import Encoder
 from recipes.data.loader import HuggingFaceTokenizer, PackedDataLoader
+from recipes.tokenize.parts import write_part
+from recipes.tokenize.plan import format_sources, plan_parts
 
 
 def measure_rows_per_s(
@@ -50,10 +59,42 @@ def measure_index(data: DataConfig) -> tuple[float, int]:
     return seconds, num_bytes
 
 
+def tokenize_sources(data: DataConfig, tokenizer: HuggingFaceTokenizer, folder: Path) -> DataConfig:
+    """The same documents as Parquet files of token ids in `folder`."""
+    encoder = Encoder(tokenizer, data.bos)
+    for parts in plan_parts(data, Path(tokenizer.tokenizer_path), folder):
+        for part in parts:
+            part.path.parent.mkdir(parents=True, exist_ok=True)
+            write_part(part, encoder)
+    tables = tomli.loads(format_sources(data, folder))["data"]["sources"]
+    return replace(data, sources=[SourceConfig(**table) for table in tables])
+
+
+def print_rates(
+    what: str, data: DataConfig, tokenizer: HuggingFaceTokenizer, seq_len: int,
+    options: argparse.Namespace,
+) -> None:  # fmt: skip
+    """A line of the table for each number of ranks; speeds are medians of the repeats."""
+    for num_ranks in map(int, options.ranks.split(",")):
+        if data.num_streams % num_ranks == 0:
+            rates = [
+                measure_rows_per_s(data, tokenizer, seq_len, num_ranks, options.seconds)
+                for _ in range(options.repeats)
+            ]
+            rows = median(rates)
+            cells = [rows, rows * seq_len]
+            per_process = [rate * seq_len / max(data.num_workers, 1) for rate in rates]
+            cells += [min(per_process), median(per_process), max(per_process)]
+            print(f"| {what} | {num_ranks} | {' | '.join(f'{cell:,.0f}' for cell in cells)} |")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")
+    parser.add_argument("--repeats", type=int, default=1, help="measurements of each")
     parser.add_argument("--ranks", default="1,4,64", help="numbers of simulated ranks")
+    parser.add_argument("--tokenized", action="store_true",
+        help="tokenize the documents into a temporary folder, and measure that too")  # fmt: skip
     options, overrides = parser.parse_known_args()
     try:
         config = load_config(None, overrides)
@@ -66,14 +107,14 @@ def main() -> int:
     seconds, num_bytes = measure_index(data)
     print(f"index: {num_bytes / 2**20:.1f} MiB in {seconds:.2f} s")
     print(f"rows of {seq_len} tokens, {data.num_streams} streams, {num_workers} workers")
-    print("| ranks | rows/s of a rank | tokens/s of a rank | tokens/s per process |")
-    print("|---|---|---|---|")
-    for num_ranks in map(int, options.ranks.split(",")):
-        if data.num_streams % num_ranks == 0:
-            rows = measure_rows_per_s(data, tokenizer, seq_len, num_ranks, options.seconds)
-            tokens = rows * seq_len
-            per_process = tokens / max(num_workers, 1)
-            print(f"| {num_ranks} | {rows:,.0f} | {tokens:,.0f} | {per_process:,.0f} |")
+    columns = ["documents", "ranks", "rows/s of a rank", "tokens/s of a rank"]
+    columns += ["tokens/s per process: least", "median", "most"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    print_rates("as configured", data, tokenizer, seq_len, options)
+    if options.tokenized:
+        with TemporaryDirectory() as folder:
+            tokenized = tokenize_sources(data, tokenizer, Path(folder))
+            print_rates("tokenized", tokenized, tokenizer, seq_len, options)
     return 0
 
 

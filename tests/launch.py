@@ -36,6 +36,9 @@ SMALL = [
 ]  # fmt: skip
 """Overrides for steps of milliseconds."""
 
+CLOCK = re.compile("(validation_metrics/)?(throughput|tflops|mfu|time_metrics|memory)")
+"""Tags of what depends on clock and machine."""
+
 PIPELINE = [
     "--parallelism.pipeline_parallel_degree=2", "--training.disable_cuda_graphs",
     "--parallelism.pipeline_parallel_microbatch_size=2",
@@ -172,7 +175,9 @@ def read_curves(run: Path) -> dict[str, dict[int, float]]:
         for file in sorted(folder.iterdir()):
             events = EventAccumulator(str(file)).Reload()
             for tag in events.Tags()["scalars"]:
-                if re.match("throughput|tflops|mfu|time_metrics|memory", tag):
+                if re.match(
+                    "(validation_metrics/)?(throughput|tflops|mfu|time_metrics|memory)", tag
+                ):
                     continue
                 curve = curves.setdefault(tag, {})
                 for event in events.Scalars(tag):

@@ -1,7 +1,7 @@
 """A small corpus of short documents, and the rows that a run must read of it."""
 
 import json
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -35,6 +35,7 @@ class Corpus:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
         config = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())
         eos = tokenizer.token_to_id(config["eos_token"])
+        self.tokenizer, self._eos = tokenizer, eos
         self._documents: dict[bool, list[list[int]]] = {False: [], True: []}
         offset = 0
         for text, line in zip(TEXTS, lines, strict=True):
@@ -52,6 +53,20 @@ class Corpus:
         """In the order of the file, and again from its beginning."""
         rows = reference_rows.pack(cycle(self._documents[True]), SEQ_LEN)
         return [row for row, _ in islice(rows, count)]
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Each document's tokens, EOS the last."""
+        return [[*self.tokenizer.encode(text).ids, self._eos] for text in texts]
+
+    def pack(self, texts: list[str]) -> list[Row]:
+        """All of the documents' rows, the last as long as they are."""
+        filler = cycle([[0, 0]])
+        documents = self.encode(texts)
+        num_tokens = sum(len(document) - 1 for document in documents)
+        packed = reference_rows.pack(chain(documents, filler), SEQ_LEN)
+        rows = [row for row, _ in islice(packed, -(-num_tokens // SEQ_LEN))]
+        num_left = num_tokens % SEQ_LEN or SEQ_LEN
+        return [*rows[:-1], [part[:num_left] for part in rows[-1]]]
 
 
 def mask_prompts(rows: list[Row]) -> list[Row]:

@@ -5,6 +5,8 @@ job, in a mesh, a forward pass or a kernel.
 """
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 from torchtitan.config import ParallelismConfig
 from torchtitan.distributed import ParallelDims
@@ -13,7 +15,7 @@ from torchtitan.models.common.feed_forward import FeedForward
 from torchtitan.models.common.moe import GroupedExperts
 from torchtitan.trainer import Trainer
 
-from nitp._torchtitan import ATTENTION_BLOCK_SIZE
+from nitp._torchtitan import ATTENTION_BLOCK_SIZE, count_stages, split_into_stages
 
 _GROUPED_MM_ALIGNMENT = 8
 """Rows of a grouped matrix product are multiples of 16 bytes: 8 values in bfloat16."""
@@ -30,6 +32,8 @@ def check_degrees(config: Trainer.Config) -> None:
         _check_tensor_degree(model, tp)
         if parallelism.expert_parallel_degree == 1:
             _check_expert_width(experts, tp)
+    if parallelism.pipeline_parallel_degree > 1 and len(config.optimizer.param_groups) > 1:
+        _check_stage_groups(model, parallelism)
     _check_sequence(config)
 
 
@@ -122,6 +126,24 @@ def _check_expert_width(experts: list[GroupedExperts.Config], tp: int) -> None:
                 f"({width}) into multiples of {_GROUPED_MM_ALIGNMENT}, which their kernel needs. "
                 "Set another degree, or parallelism.expert_parallel_degree, which keeps experts "
                 "whole."
+            )
+
+
+def _check_stage_groups(model: Decoder.Config, parallelism: ParallelismConfig) -> None:
+    """The optimizer is built per stage, and each of its groups must have a parameter there."""
+    stages = parallelism.module_fqns_per_model_part
+    if stages is None:
+        dims: Any = SimpleNamespace(pp=parallelism.pipeline_parallel_degree)  # all that it reads
+        stages = split_into_stages(*count_stages(dims, parallelism, model))
+    for number, modules in enumerate(stages, 1):
+        if set(modules) <= {"tok_embeddings", "norm"} or set(modules) == {"lm_head"}:
+            raise ValueError(
+                "optimizer.decay_norms_and_embeddings (false) needs weights that decay and weights "
+                f"that do not in every pipeline stage, but stage {number} of {len(stages)} has "
+                f"{' and '.join(modules)} alone. Set it to true, or give that stage a layer by "
+                f"parallelism.pipeline_parallel_degree ({parallelism.pipeline_parallel_degree}), "
+                "parallelism.pipeline_parallel_layers_per_stage or "
+                "parallelism.module_fqns_per_model_part."
             )
 
 

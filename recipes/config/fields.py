@@ -21,7 +21,9 @@ _PLAIN_TYPES: dict[str, Any] = {
     "float": float,
     "str": str,
     "Any": Any,
-    "SourceConfig": dict,  # recipes.data.config: an entry of the array of tables [[data.sources]]
+    # recipes.data.config: entries of the arrays of tables [[data.sources]] and [[validation.sets]]
+    "SourceConfig": dict,
+    "ValidationSetConfig": dict,
 }
 _GENERIC_TYPES: dict[str, Any] = {"list": list, "tuple": tuple, "dict": dict, "Literal": Literal}
 

@@ -61,6 +61,12 @@ def _is_dense(values: Values) -> bool:
 RULES = (
     _switch("checkpoint"),
     _switch("validation"),
+    Idle(
+        ("validation.steps",), ("validation.sets", "data.validation_fraction"),
+        lambda v: bool(v["validation"]["sets"]) and v["data"]["validation_fraction"] == 0,
+        "validation.sets, which are read whole, are all there is to validate on. Raise "
+        "data.validation_fraction",
+    ),
     _switch("compile"),
     _switch("float8"),
     _switch("export"),

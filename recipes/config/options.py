@@ -3,8 +3,10 @@
 The classes are read as source, as TorchTitan's are (schema.py); each is (part of) one table.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from recipes.data.config import ValidationSetConfig
 
 DEFAULTS: dict[str, Any] = {
     # A run that ends must be resumable with more steps: a model-only save has no optimizer state.
@@ -54,6 +56,16 @@ class ModelOptions:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
+class ValidationOptions:
+    """What this project adds to the `[validation]` table."""
+
+    sets: list[ValidationSetConfig] = field(default_factory=list)
+    """Held-out sets that each validation reads whole, beside the documents that
+    data.validation_fraction holds out. If that is 0, the figures without a set's name are the first
+    set's. validation.steps bounds the documents held out, not the sets."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
 class TokenizerOptions:
     """The `[tokenizer]` table."""
 
@@ -96,7 +108,8 @@ class OptimizerOptions:
     """Whether norms and the embedding decay as other parameters do. False: they are a group of
     their own, without decay, and the learning rate is logged twice, as lr/AdamW/0 (theirs) and
     lr/AdamW/1. Tied to the embedding, the unembedding does not decay either; its own matrix does,
-    and so does NITP's projector. No pipeline stage may then be the embedding alone."""
+    and so does NITP's projector. No pipeline stage may then be the embedding or the unembedding
+    alone."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

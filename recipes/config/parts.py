@@ -8,7 +8,12 @@ from dataclasses import replace
 from nitp.config import GeometryConfig, NITPConfig
 from recipes.config.fields import source_path
 from recipes.config.settings import Settings, nearest
-from recipes.data.config import DataConfig, SourceConfig
+from recipes.data.config import (
+    DataConfig,
+    SourceConfig,
+    ValidationSetConfig,
+    check_validation_sets,
+)
 from recipes.models.shapes import FLAVORS, DecoderShape
 
 
@@ -27,6 +32,13 @@ def build_data(settings: Settings) -> DataConfig:
     values = dict(settings.values["data"])
     sources = [SourceConfig(**source) for source in values.pop("sources")]
     return DataConfig(**values, sources=sources)
+
+
+def build_validation_sets(settings: Settings) -> list[ValidationSetConfig]:
+    """The `[[validation.sets]]`. Raises ValueError, as check_validation_sets does."""
+    sets = [ValidationSetConfig(**entry) for entry in settings.values["validation"]["sets"]]
+    check_validation_sets(sets)
+    return sets
 
 
 def build_shape(settings: Settings) -> DecoderShape:

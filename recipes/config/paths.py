@@ -17,6 +17,7 @@ PATHS = {
     "job.extends",
     "tokenizer.path",
     "data.sources.path",
+    "validation.sets.path",
     "checkpoint.initial_load_path",
 }
 """Options, `table.key`, that name files or folders which may be anywhere."""
@@ -106,9 +107,10 @@ def anchor_paths(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
     for option in ("job.dump_folder", "tokenizer.path", "checkpoint.initial_load_path"):
         table, _, key = option.partition(".")
         anchored[table][key] = _anchor(anchored[table][key])
-    anchored["data"]["sources"] = [
-        {**source, "path": _anchor(source["path"])} for source in anchored["data"]["sources"]
-    ]
+    for table, key in (("data", "sources"), ("validation", "sets")):
+        anchored[table][key] = [
+            {**entry, "path": _anchor(entry["path"])} for entry in anchored[table][key]
+        ]
     return anchored
 
 

@@ -14,6 +14,7 @@ from recipes.config.parts import (
     build_geometry,
     build_nitp,
     build_shape,
+    build_validation_sets,
     check_choice,
     torchtitan_models,
 )
@@ -39,6 +40,7 @@ def check_settings(settings: Settings) -> None:
         if nitp.is_active:
             nitp.check_steps(settings.values["training"]["steps"])
         build_data(settings)
+        build_validation_sets(settings)
         _check_validation(settings)
         _check_nonfinite(settings)
         _check_schedule(settings)
@@ -56,7 +58,7 @@ def check_settings(settings: Settings) -> None:
 def check_files(settings: Settings) -> None:
     """Raise SettingsError unless data sources and tokenizer are on this machine."""
     with _naming_the_origin(settings):
-        check_sources(build_data(settings))
+        check_sources(build_data(settings), build_validation_sets(settings))
         check_tokenizer(settings.values["tokenizer"]["path"])
 
 
@@ -118,6 +120,12 @@ def _check_validation(settings: Settings) -> None:
             f"validation.enable (true) must be false with parallelism.pipeline_parallel_schedule "
             f'"{schedule}", which PyTorch cannot run forward only. Set it to false or choose '
             "another schedule."
+        )
+    validation, data = settings.values["validation"], settings.values["data"]
+    if validation["enable"] and not validation["sets"] and data["validation_fraction"] == 0:
+        raise ValueError(
+            "validation.enable (true) needs documents that are held out. Set "
+            "data.validation_fraction, or add a [[validation.sets]] table."
         )
 
 

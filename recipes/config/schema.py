@@ -23,7 +23,11 @@ TABLES: dict[str, tuple[str, ...]] = {
     "geometry": ("nitp.config:GeometryConfig",),
     "data": ("recipes.data.config:DataConfig",),
     "data.sources": ("recipes.data.config:SourceConfig",),
-    "validation": ("torchtitan.components.validate:Validator.Config",),
+    "validation": (
+        "torchtitan.components.validate:Validator.Config",
+        "recipes.config.options:ValidationOptions",
+    ),
+    "validation.sets": ("recipes.data.config:ValidationSetConfig",),
     "tokenizer": ("recipes.config.options:TokenizerOptions",),
     "training": (
         "torchtitan.config.configs:TrainingConfig",

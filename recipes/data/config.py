@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field
 from math import isfinite
 from typing import Any, Literal
 
@@ -17,8 +18,8 @@ HUB = "hf://"
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class SourceConfig:
-    """One source of documents, a `[[data.sources]]` table."""
+class DocumentsConfig:
+    """Which documents, and which field of theirs: what every table that names data has."""
 
     path: str
     """A file, a glob (`**` recurses), `hf://owner/name` or `hf://owner/name@revision` of the
@@ -28,14 +29,6 @@ class SourceConfig:
     line, .parquet and .pq one document a row, .csv and .tsv one a row below a header; a file of any
     other ending is one plain-text document. Each but Parquet may be compressed, with a further
     ending .gz, .zst, .bz2 or .xz."""
-
-    name: str | None = None
-    """What log and TensorBoard call it; by default its number, from 0."""
-
-    weight: float = 1.0
-    """Its share of the training tokens, relative to the weights of the other sources. More than 0.
-    Each row of a batch comes from one source, so the shares are exact whatever the documents'
-    lengths. A source that ends begins again while others go on."""
 
     text: str | None = None
     """The field that holds a document's text, by default "text"; `data.text` is the field `text` of
@@ -57,7 +50,31 @@ class SourceConfig:
     """Hub only: the data set's configuration, where it has several."""
 
     streaming: bool = False
-    """Hub only: read over the network while training, instead of downloading everything first."""
+    """Hub only: read over the network as documents are needed, instead of downloading everything
+    first."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class SourceConfig(DocumentsConfig):
+    """One source of documents, a `[[data.sources]]` table."""
+
+    name: str | None = None
+    """What log and TensorBoard call it; by default its number, from 0."""
+
+    weight: float = 1.0
+    """Its share of the training tokens, relative to the weights of the other sources. More than 0.
+    Each row of a batch comes from one source, so the shares are exact whatever the documents'
+    lengths. A source that ends begins again while others go on."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class ValidationSetConfig(DocumentsConfig):
+    """One held-out set, a `[[validation.sets]]` table: read whole at each validation, and apart
+    from what training reads."""
+
+    name: str
+    """What console and TensorBoard call it: validation_metrics/<name>/loss and, where the tokenizer
+    has a decoder, validation_metrics/<name>/bits_per_byte. Each set has its own."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -120,12 +137,11 @@ class DataConfig:
         _check("data", self, "validation_fraction", is_share, "be at least 0 and less than 1")
         _check("data", self, "num_workers", self.num_workers >= 0, "be at least 0")
         for index, source in enumerate(self.sources):
-            _check_source(f"data.sources[{index}]", source)
-        for name, count in Counter(source_names(self)).items():
-            if count > 1:
-                raise ValueError(
-                    f'data.sources: {count} sources are called "{name}". Give each its own name.'
-                )
+            option = f"data.sources[{index}]"
+            has_weight = isfinite(source.weight) and source.weight > 0
+            _check(option, source, "weight", has_weight, "be a number greater than 0")
+            _check_documents(option, source)
+        _check_names("data.sources", source_names(self))
 
 
 def source_names(data: DataConfig) -> list[str]:
@@ -136,25 +152,46 @@ def source_names(data: DataConfig) -> list[str]:
     ]
 
 
-def _check_source(option: str, source: SourceConfig) -> None:
-    has_weight = isfinite(source.weight) and source.weight > 0
-    _check(option, source, "weight", has_weight, "be a number greater than 0")
-    _check(option, source, "limit", source.limit is None or source.limit >= 1, "be at least 1")
-    is_tag = source.name is None or re.fullmatch(r"[\w.-]+", source.name)
-    _check(option, source, "name", is_tag, "consist of letters, digits and . _ -")
+def check_validation_sets(sets: Sequence[ValidationSetConfig]) -> None:
+    """Raise ValueError, one line, for a value out of range or without effect, or a name twice."""
+    for index, held_out in enumerate(sets):
+        _check_documents(set_option(index), held_out)
+    _check_names("validation.sets", [held_out.name for held_out in sets])
+
+
+def set_option(index: int) -> str:
+    """What error messages call a held-out set."""
+    return f"validation.sets[{index}]"
+
+
+def _check_names(table: str, names: Sequence[str]) -> None:
+    _, _, kind = table.partition(".")
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(
+                f'{table}: {count} {kind} are called "{name}". Give each its own name.'
+            )
+
+
+def _check_documents(option: str, documents: SourceConfig | ValidationSetConfig) -> None:
+    is_tag = documents.name is None or re.fullmatch(r"[\w.-]+", documents.name)
+    _check(option, documents, "name", is_tag, "consist of letters, digits and . _ -")
+    limit = documents.limit
+    _check(option, documents, "limit", limit is None or limit >= 1, "be at least 1")
     for name in ("text", "tokens"):
-        _check(option, source, name, getattr(source, name) != "", "not be empty")
-    is_text = source.tokens is None or source.text is None
-    _check(option, source, "text", is_text, f"be left out, as {option}.tokens is given")
-    if not source.path.startswith(HUB):
+        _check(option, documents, name, getattr(documents, name) != "", "not be empty")
+    is_text = documents.tokens is None or documents.text is None
+    _check(option, documents, "text", is_text, f"be left out, as {option}.tokens is given")
+    if not documents.path.startswith(HUB):
         for name in ("split", "subset", "streaming"):
-            is_default = not getattr(source, name)
-            _check(option, source, name, is_default, f"be left out, as path does not begin {HUB}")
+            is_default = not getattr(documents, name)
+            _check(
+                option, documents, name, is_default, f"be left out, as path does not begin {HUB}"
+            )
 
 
 def _check(table: str, config: Any, name: str, holds: object, rule: str) -> None:
     if not holds:
         default = type(config).__dataclass_fields__[name].default
-        raise ValueError(
-            f"{table}.{name} ({getattr(config, name)}) must {rule}. The default is {default}."
-        )
+        remedy = "Rename it." if default is MISSING else f"The default is {default}."
+        raise ValueError(f"{table}.{name} ({getattr(config, name)}) must {rule}. {remedy}")

@@ -11,10 +11,16 @@ from itertools import chain, islice
 from typing import Any, Literal
 
 from recipes.data.blocks import Block
-from recipes.data.config import HUB, DataConfig
+from recipes.data.config import (
+    HUB,
+    DataConfig,
+    DocumentsConfig,
+    ValidationSetConfig,
+    set_option,
+)
 from recipes.data.formats import load_blocks
 from recipes.data.records import BadDocumentError, Value
-from recipes.data.sources import find_files, is_validation
+from recipes.data.sources import SourceFile, find_files, find_set_files, is_validation
 
 Split = Literal["train", "validation"]
 
@@ -101,9 +107,7 @@ def load_documents(data: DataConfig, split: Split) -> list[Documents]:
     for index, source in enumerate(data.sources):
         option = f"data.sources[{index}]"
         own_files = [file for file in files if file.source == index]
-        blocks.append(load_blocks(option, source, own_files, data))
-        tried = 1 if data.on_error == "raise" else _NUM_TRIED
-        Documents(option, blocks[-1]).check_first(tried)
+        blocks.append(_load_checked(option, source, own_files, data))
 
     # Not a closure: a worker process that is not forked gets a pickle of it.
     has = partial(_has, fraction=fraction, is_training=is_training)
@@ -118,6 +122,27 @@ def load_documents(data: DataConfig, split: Split) -> list[Documents]:
     for documents in found:
         _check_count(documents, data, split)
     return found
+
+
+def load_set_documents(data: DataConfig, sets: Sequence[ValidationSetConfig]) -> list[Documents]:
+    """The documents of each held-out set. Indexes and reads as `load_documents` does; raises
+    ValueError if a set cannot be read."""
+    return [
+        Documents(set_option(index), _load_checked(set_option(index), held_out, files, data))
+        for index, (held_out, files) in enumerate(
+            zip(sets, find_set_files(data, sets), strict=True)
+        )
+    ]
+
+
+def _load_checked(
+    option: str, source: DocumentsConfig, files: Sequence[SourceFile], data: DataConfig
+) -> list[Block]:
+    """The blocks, one of the first documents of which is good: a wrong field shows at once."""
+    blocks = load_blocks(option, source, files, data)
+    tried = 1 if data.on_error == "raise" else _NUM_TRIED
+    Documents(option, blocks).check_first(tried)
+    return blocks
 
 
 def _has(name: str, fraction: float, is_training: bool) -> bool:

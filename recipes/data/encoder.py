@@ -59,16 +59,17 @@ class Encoder:
         # As transformers does: one that is not known yet gets an id, or is no plain text any more.
         known = {token.content for token in self._backend.get_added_tokens_decoder().values()}
         self._backend.add_special_tokens([t for t in special.values() if t not in known])
-        self.bos_id, self.eos_id = (
+        self.bos_id, eos_id = (
             self._backend.token_to_id(special[name]) if name in special else None
             for name in ("bos_token", "eos_token")
         )
         self.bos_token, self.eos_token = special.get("bos_token"), special.get("eos_token")
-        if self.eos_id is None:
+        if eos_id is None:
             raise ValueError(
                 "tokenizer.path: the tokenizer has no EOS, the label of each document's last "
                 'token. Name one of its tokens as "eos_token" in its tokenizer_config.json.'
             )
+        self.eos_id: int = eos_id
         if bos == "always" and self.bos_id is None:
             raise ValueError(
                 "data.bos (always) needs a tokenizer with BOS. Name one of its tokens as "

@@ -15,7 +15,7 @@ from recipes.data.blocks import (
     empty_file,
     load_row_groups,
 )
-from recipes.data.config import HUB, DataConfig, SourceConfig
+from recipes.data.config import HUB, DataConfig, DocumentsConfig
 from recipes.data.endings import read_ending
 from recipes.data.hub import load_hub_blocks
 from recipes.data.records import BadDocumentError, Field, Value
@@ -46,7 +46,7 @@ class _FirstDocuments:
 
 
 def load_blocks(
-    option: str, source: SourceConfig, files: Sequence[SourceFile], data: DataConfig
+    option: str, source: DocumentsConfig, files: Sequence[SourceFile], data: DataConfig
 ) -> list[Block]:
     """The source's blocks. `option` is what error messages call it.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.data.blocks import Block, block_extent
-from recipes.data.config import SourceConfig
+from recipes.data.config import DocumentsConfig
 from recipes.data.records import PLACE, BadDocumentError, Field, Value
 from recipes.data.splits import split_hub_path
 
@@ -78,19 +78,14 @@ class HubShardBlock(_HubBlock):
         return f"{self.path}/{self.shard + 1}:{key}"
 
 
-def load_hub_blocks(source: SourceConfig, field: Field, num_streams: int) -> list[Block]:
+def load_hub_blocks(source: DocumentsConfig, field: Field, num_streams: int) -> list[Block]:
     """The blocks of the source's split; downloads it unless it is to be streamed.
 
     Raises ValueError, one line, if there is no such split in a plain format.
     """
-    import datasets
-
-    name, revision = split_hub_path(source.path)
     split = source.split or "train"
-    with _complaining_about(source.path, split, field):
-        builder = datasets.load_dataset_builder(name, source.subset, revision=revision)
-    _check_format(builder, field, source.path)
-    with _complaining_about(source.path, split, field):
+    builder = _load_builder(field.option, source)
+    with _complaining_about(field.option, source.path, split):
         if source.streaming:
             data: Any = builder.as_streaming_dataset(split=split).with_format("arrow")
             shards = range(data.num_shards)
@@ -108,14 +103,33 @@ def load_hub_blocks(source: SourceConfig, field: Field, num_streams: int) -> lis
     ]
 
 
+def hash_files(option: str, source: DocumentsConfig) -> str:
+    """Changes with the data set's files: of the hub by their commit, of a folder by their times.
+
+    Raises ValueError, as `load_hub_blocks`.
+    """
+    files_hash: str = _load_builder(option, source).hash
+    return files_hash
+
+
+def _load_builder(option: str, source: DocumentsConfig) -> Any:
+    import datasets
+
+    name, revision = split_hub_path(source.path)
+    with _complaining_about(option, source.path, source.split or "train"):
+        builder = datasets.load_dataset_builder(name, source.subset, revision=revision)
+    _check_format(builder, option, source.path)
+    return builder
+
+
 @contextmanager
-def _complaining_about(path: str, split: str, field: Field) -> Iterator[None]:
+def _complaining_about(option: str, path: str, split: str) -> Iterator[None]:
     """Turn whatever `datasets` raises (OSError, RuntimeError, YAMLError, ...) into ValueError."""
     try:
         yield
     except Exception as error:
         raise ValueError(
-            f"{field.option}.path ({path}, split {split}) cannot be loaded: {_reason(error)}"
+            f"{option}.path ({path}, split {split}) cannot be loaded: {_reason(error)}"
         ) from error
 
 
@@ -131,11 +145,11 @@ def _reason(error: BaseException) -> str:
     return ": ".join(texts)
 
 
-def _check_format(builder: Any, field: Field, path: str) -> None:
+def _check_format(builder: Any, option: str, path: str) -> None:
     """Some of the library's other formats run code or unpickle."""
     package, _, name = type(builder).__module__.rpartition(".")
     if name not in PLAIN_FORMATS or not package.startswith("datasets.packaged_modules."):
         raise ValueError(
-            f"{field.option}.path ({path}) has the format {name}. "
+            f"{option}.path ({path}) has the format {name}. "
             f"Use a data set in one of {', '.join(PLAIN_FORMATS)}."
         )

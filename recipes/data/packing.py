@@ -37,6 +37,9 @@ class Cursor(NamedTuple):
 
 START = Cursor(0, 0, 0, 0)
 
+IGNORE_INDEX = -100
+"""The label where nothing is predicted. As in nitp.objective, which imports torch."""
+
 _EMPTY_EPOCHS = 8
 """So many in succession are no accident of the order: a stream of few documents may have one."""
 
@@ -116,18 +119,26 @@ class PackedSource:
         num_epochs: int = -1,
         truncates: bool = False,
         skips_bad: bool = False,
+        fills_last: bool = False,
     ) -> None:
         """num_epochs -1: without end. truncates: a document has at most seq_len input tokens.
-        skips_bad: a bad document is passed over, not an error."""
+        skips_bad: a bad document is passed over, not an error. fills_last: where the documents end
+        within a row, it is filled up; else it is dropped."""
         self.documents, self.order = documents, order
         self.seq_len, self.num_epochs = seq_len, num_epochs
-        self.skips_bad = skips_bad
+        self.skips_bad, self.fills_last = skips_bad, fills_last
         self._encoder = encoder
         self._max_tokens = seq_len + 1 if truncates else None
 
     def open_stream(self, stream: int, cursor: Cursor = START) -> "SourceStream":
         """The stream's rows from `cursor` on."""
         return SourceStream(self, stream, cursor)
+
+    def build_filling(self, count: int) -> np.ndarray:
+        """Input, position and label of tokens after which nothing is predicted, int64 [3, count]: a
+        document of their own."""
+        eos_N = np.full(count, self._encoder.eos_id)
+        return np.stack([eos_N, np.arange(count), np.full(count, IGNORE_INDEX)])
 
     def open_document(self, block: int, raw: object) -> _Tokens | None:
         """A document's tokens; None if it is empty. Raises BadDocumentError."""
@@ -179,11 +190,13 @@ class SourceStream:
         self._visits = self._visit(cursor)
         self._tokens: _Tokens | None = None  # of the document at the cursor
         self._name = ""
-        self._num_skipped = 0  # since the last row
-        self._complaint: str | None = None
+        self.num_skipped = 0
+        """Bad documents passed over since the last row."""
+        self.complaint: str | None = None
+        """What was wrong with the last of them."""
 
     def next_row(self) -> Row | None:
-        """None at the end, with the rest dropped.
+        """None at the end, with the rest dropped or filled up.
 
         Raises ValueError for a bad document, unless skipped, and if the stream has no tokens.
         """
@@ -193,7 +206,10 @@ class SourceStream:
             if self._tokens is None:
                 visit = next(self._visits, None)
                 if visit is None:
-                    return None
+                    if not (filled and self._source.fills_last):
+                        return None
+                    row_3L[:, filled:] = self._source.build_filling(length - filled)
+                    break
                 self._cursor, self._name, self._tokens = visit
                 self._skip(self._tokens, self._cursor.offset)
             inputs, labels = self._tokens.take(length - filled)
@@ -205,8 +221,8 @@ class SourceStream:
             if self._tokens.is_at_end:
                 self._cursor = self._cursor._replace(place=self._cursor.place + 1, offset=0)
                 self._tokens = None
-        row = Row(row_3L, self._cursor, names, self._num_skipped, self._complaint)
-        self._num_skipped, self._complaint = 0, None
+        row = Row(row_3L, self._cursor, names, self.num_skipped, self.complaint)
+        self.num_skipped, self.complaint = 0, None
         return row
 
     def _skip(self, tokens: _Tokens, count: int) -> None:
@@ -257,6 +273,6 @@ class SourceStream:
         except BadDocumentError as error:
             if not self._source.skips_bad:
                 raise documents.complain(block, key, error) from error
-            self._num_skipped += 1
-            self._complaint = error.at(documents.name(block, key))
+            self.num_skipped += 1
+            self.complaint = error.at(documents.name(block, key))
             return None

@@ -1,15 +1,23 @@
-"""From `[[data.sources]]` to files: what exists, under which name, in which split.
+"""From `[[data.sources]]` and `[[validation.sets]]` to files: what exists, under which name, in
+which split.
 
 Imports neither torch nor numpy, so the command line can check sources at once.
 """
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.data.config import EMBEDDED_CORPUS, HUB, DataConfig, SourceConfig
+from recipes.data.config import (
+    EMBEDDED_CORPUS,
+    HUB,
+    DataConfig,
+    DocumentsConfig,
+    ValidationSetConfig,
+    set_option,
+)
 from recipes.data.corpus import find_corpus_files
 from recipes.data.endings import check_field, strip_compression
 from recipes.data.paths import identify, is_utf8, match_files
@@ -30,18 +38,16 @@ class SourceFile:
     """Its size."""
 
     source: int
-    """Number of the source it belongs to."""
+    """Number of the source, or held-out set, it belongs to."""
 
-    @property
-    def option(self) -> str:
-        """What error messages call the source."""
-        return f"data.sources[{self.source}]"
+    option: str
+    """What error messages call that."""
 
 
-def check_sources(data: DataConfig) -> None:
-    """Raise ValueError, one line, unless every source names files. Opens none of them, and does
-    not ask the hub."""
-    find_files(data)
+def check_sources(data: DataConfig, sets: Sequence[ValidationSetConfig] = ()) -> None:
+    """Raise ValueError, one line, unless every source and held-out set names files, no set those of
+    a source. Opens none of them, and does not ask the hub."""
+    find_set_files(data, sets) if sets else find_files(data)
 
 
 def find_files(data: DataConfig) -> list[SourceFile]:
@@ -63,20 +69,39 @@ def find_files(data: DataConfig) -> list[SourceFile]:
     _check_splits(data.sources)
     for index, source in enumerate(data.sources):
         option = f"data.sources[{index}]"
-        matches = _match(option, source.path)
-        _check_formats(option, source, matches)
-        for name, path in matches:
-            identity = identify(path)
-            real = identity if isinstance(identity, str) else os.path.realpath(path)
-            # Compressed and not, or by another compression, it is the same by its name.
-            for same in (identity, strip_compression(real)):
+        for file in _find(option, index, source):
+            for same in _identities(file.path):
                 owner = owners.setdefault(same, option)
                 if owner != option:
-                    raise _named_twice(option, source, str(path), owner)
-            size = path.stat().st_size
-            files.append(SourceFile(path=path, name=name, num_bytes=size, source=index))
-    _check_folders(data.sources, files)
+                    raise _named_twice(option, source, str(file.path), owner)
+            files.append(file)
+    for index, source in enumerate(data.sources):
+        others = (file for file in files if file.source != index)
+        if inside := _find_in_folder(source, others):
+            path = str(inside.path)
+            raise _named_twice(f"data.sources[{index}]", source, path, inside.option)
     return files
+
+
+def find_set_files(data: DataConfig, sets: Sequence[ValidationSetConfig]) -> list[list[SourceFile]]:
+    """The files of each held-out set, those of one set by name, each once. A set of the hub has
+    none. Two sets may share files.
+
+    Raises ValueError as `find_files` does, and for a set that has a file, or rows of a hub data
+    set, of a source: training would read what the set holds out.
+    """
+    training, found = find_files(data), []
+    for index, held_out in enumerate(sets):
+        option = set_option(index)
+        _check_rows_once(option, held_out)
+        files = _find(option, index, held_out)
+        for what, owner in _find_shared(held_out, files, data.sources, training):
+            raise ValueError(
+                f"{option}.path ({held_out.path}) matches {what}, which {owner} has: training "
+                "would read what the set holds out. Name other documents in one of them."
+            )
+        found.append(files)
+    return found
 
 
 def is_validation(name: str, fraction: float) -> bool:
@@ -86,6 +111,23 @@ def is_validation(name: str, fraction: float) -> bool:
     """
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest) < fraction * 2**64
+
+
+def _find(option: str, index: int, documents: DocumentsConfig) -> list[SourceFile]:
+    """The files of one source or held-out set; none of the hub."""
+    matches = _match(option, documents.path)
+    _check_formats(option, documents, matches)
+    return [
+        SourceFile(path=path, name=name, num_bytes=path.stat().st_size, source=index, option=option)
+        for name, path in matches
+    ]
+
+
+def _identities(path: Path) -> tuple[object, ...]:
+    """Of a file, and of the same documents compressed and not, or by another compression."""
+    identity = identify(path)
+    real = identity if isinstance(identity, str) else os.path.realpath(path)
+    return identity, strip_compression(real)
 
 
 def _match(option: str, pattern: str) -> list[tuple[str, Path]]:
@@ -124,7 +166,9 @@ def _match(option: str, pattern: str) -> list[tuple[str, Path]]:
     return matches
 
 
-def _check_formats(option: str, source: SourceConfig, matches: Sequence[tuple[str, Path]]) -> None:
+def _check_formats(
+    option: str, source: DocumentsConfig, matches: Sequence[tuple[str, Path]]
+) -> None:
     """Raise ValueError unless all files are of readable formats with the source's field, and none
     is there compressed and not, or in two compressions."""
     if source.tokens is not None:
@@ -152,39 +196,62 @@ def _check_formats(option: str, source: SourceConfig, matches: Sequence[tuple[st
             )
 
 
-def _check_splits(sources: Sequence[SourceConfig]) -> None:
+def _check_splits(sources: Sequence[DocumentsConfig]) -> None:
     """Raise ValueError unless each row of a hub data set is there once."""
     hub = [(index, source) for index, source in enumerate(sources) if _is_of_hub(source)]
     for position, (index, source) in enumerate(hub):
         option = f"data.sources[{index}]"
-        if has_rows_twice(source):
-            raise ValueError(
-                f"{option}.split ({source.split}) names rows twice, or may. Name each row once."
-            )
+        _check_rows_once(option, source)
         for owner, other in hub[:position]:
             if share_rows(source, other):
                 what = f"the split {source.split or 'train'}, or rows of it"
                 raise _named_twice(option, source, what, f"data.sources[{owner}]")
 
 
-def _check_folders(sources: Sequence[SourceConfig], files: Sequence[SourceFile]) -> None:
-    """Raise ValueError if a hub source's folder has a file that is another source's."""
-    for index, source in enumerate(sources):
-        name, _ = split_hub_path(source.path)
-        if not (_is_of_hub(source) and is_hub_folder(name)):
-            continue
-        folder = os.path.realpath(name)
-        for file in files:
-            if Path(os.path.realpath(file.path)).is_relative_to(folder):
-                option, path = f"data.sources[{index}]", str(file.path)
-                raise _named_twice(option, source, path, file.option)
+def _find_shared(
+    held_out: DocumentsConfig,
+    files: Sequence[SourceFile],
+    sources: Sequence[DocumentsConfig],
+    training: Sequence[SourceFile],
+) -> Iterator[tuple[str, str]]:
+    """What of a held-out set a source has, or may have, and which; `files` are the set's."""
+    for number, source in enumerate(sources):
+        owner = f"data.sources[{number}]"
+        if _is_of_hub(source) and _is_of_hub(held_out) and share_rows(held_out, source):
+            yield f"the split {held_out.split or 'train'}, or rows of it", owner
+        if inside := _find_in_folder(source, files):
+            yield str(inside.path), owner
+    owners = {same: file.option for file in training for same in _identities(file.path)}
+    for file in files:
+        for same in _identities(file.path):
+            if same in owners:
+                yield str(file.path), owners[same]
+    if inside := _find_in_folder(held_out, training):
+        yield str(inside.path), inside.option
 
 
-def _is_of_hub(source: SourceConfig) -> bool:
+def _check_rows_once(option: str, source: DocumentsConfig) -> None:
+    if _is_of_hub(source) and has_rows_twice(source):
+        raise ValueError(
+            f"{option}.split ({source.split}) names rows twice, or may. Name each row once."
+        )
+
+
+def _find_in_folder(source: DocumentsConfig, files: Iterable[SourceFile]) -> SourceFile | None:
+    """The first of the files that lies in the source's folder, if it is one in the hub's layout."""
+    name, _ = split_hub_path(source.path)
+    if not (_is_of_hub(source) and is_hub_folder(name)):
+        return None
+    folder = os.path.realpath(name)
+    inside = (f for f in files if Path(os.path.realpath(f.path)).is_relative_to(folder))
+    return next(inside, None)
+
+
+def _is_of_hub(source: DocumentsConfig) -> bool:
     return source.path.startswith(HUB)
 
 
-def _named_twice(option: str, source: SourceConfig, what: str, owner: str) -> ValueError:
+def _named_twice(option: str, source: DocumentsConfig, what: str, owner: str) -> ValueError:
     return ValueError(
         f"{option}.path ({source.path}) matches {what}, which {owner} has already. "
         "Name each file in one source, and give that the weight of both."

@@ -11,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
-from recipes.data.config import HUB, SourceConfig
+from recipes.data.config import HUB, DocumentsConfig
 
 _SLICE = re.compile(
     r"(?P<split>\w+)(?:\[(?P<begin>-?[\d_]+%?)?:(?P<end>-?[\d_]+%?)?\])?(?P<rounding>\(.*\))?"
@@ -43,7 +43,7 @@ def is_hub_folder(name: str) -> bool:
     return name.startswith((".", "/")) or os.path.isdir(name)
 
 
-def share_rows(first: SourceConfig, second: SourceConfig) -> bool:
+def share_rows(first: DocumentsConfig, second: DocumentsConfig) -> bool:
     """Whether two sources of the hub have rows in common, or may have. Revisions and streaming
     make no difference; slices of one split are apart if both count rows, or percent, from the
     beginning."""
@@ -53,12 +53,12 @@ def share_rows(first: SourceConfig, second: SourceConfig) -> bool:
     return any(_overlap(one, other) for one in _parse(first.split) for other in rows)
 
 
-def has_rows_twice(source: SourceConfig) -> bool:
+def has_rows_twice(source: DocumentsConfig) -> bool:
     """Whether the parts of the source's split, train[:50%]+train[25%:], have rows in common."""
     return any(_overlap(one, other) for one, other in combinations(_parse(source.split), 2))
 
 
-def _identify(source: SourceConfig) -> object:
+def _identify(source: DocumentsConfig) -> object:
     name, _ = split_hub_path(source.path)
     where = str(Path(name).resolve()) if is_hub_folder(name) else name
     return where, source.subset or "default"

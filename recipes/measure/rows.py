@@ -42,7 +42,8 @@ class Batch(NamedTuple):
 
 
 def split_of(data: DataConfig) -> Split:
-    """Which documents are measured: those held out, if any are."""
+    """Which documents of the sources are measured: those held out, if any are. The sets of
+    `[[validation.sets]]` are not."""
     return "validation" if data.validation_fraction > 0 else "train"
 
 

@@ -14,7 +14,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from recipes.report.panels import View
-from recipes.report.specs import SPECS, Spec
+from recipes.report.specs import Spec, list_specs
 from recipes.report.style import BACKGROUND, GRID, TEXT
 
 WIDTH, ROW_HEIGHT = 10.0, 2.9
@@ -49,7 +49,7 @@ def draw_figures(view: View, folder: Path) -> list[Drawing]:
     """Write `<name>.png` of each figure that has data into `folder`; the same for the page."""
     drawings = []
     with matplotlib.rc_context(RC):
-        for spec in SPECS:
+        for spec in list_specs(view):
             path = folder / f"{spec.name}.png"
             path.unlink(missing_ok=True)  # an earlier report's
             if _has_data(spec, view):
@@ -59,7 +59,7 @@ def draw_figures(view: View, folder: Path) -> list[Drawing]:
 
 def list_left_out(view: View) -> Iterator[str]:
     """Names of the figures that no run has data for."""
-    return (spec.name for spec in SPECS if not _has_data(spec, view))
+    return (spec.name for spec in list_specs(view) if not _has_data(spec, view))
 
 
 def _has_data(spec: Spec, view: View) -> bool:

@@ -1,5 +1,6 @@
 """Runs of one configuration, whatever their seeds: what is drawn in one colour."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -74,12 +75,41 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         else:
             home.append(run)
     firsts = [group[0] for group in groups]
-    return [Group(_label(group[0], firsts), tuple(group)) for group in groups]
+    return [Group(_label(group, firsts), tuple(group)) for group in groups]
 
 
 def choose_baseline(groups: Sequence[Group]) -> Group:
-    """What the others are compared with: the first group without NITP, else the first."""
+    """What groups are compared with unless `match_baselines` finds a nearer one: the first group
+    without NITP, else the first."""
     return next((group for group in groups if not group.is_nitp), groups[0])
+
+
+def match_baselines(groups: Sequence[Group]) -> dict[str, Group]:
+    """Label -> what that group is compared with; `choose_baseline`'s is absent.
+
+    A group with NITP: of those without it the one whose configuration is nearest, by the number of
+    options other than NITP's that differ. Any other: `choose_baseline`'s.
+    """
+    common = choose_baseline(groups)
+    plain = [group for group in groups if not group.is_nitp]
+    return {
+        group.label: _nearest(group, plain) if group.is_nitp and plain else common
+        for group in groups
+        if group is not common
+    }
+
+
+def _nearest(group: Group, plain: Sequence[Group]) -> Group:
+    """The first of the nearest; a group whose configuration is unknown is farthest."""
+
+    def distance(other: Group) -> float:
+        options, theirs = group.runs[0].options, other.runs[0].options
+        if options is None or theirs is None:
+            return math.inf
+        names = _differing([options, theirs])
+        return sum(not name.startswith("nitp.") for name in names)
+
+    return min(plain, key=distance)
 
 
 def list_differences(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
@@ -101,8 +131,8 @@ def _show(options: dict[str, Any] | None, option: str) -> str:
 
 
 def _differing(options: Sequence[dict[str, Any]]) -> list[str]:
-    """Options that make another configuration, in the order of the files."""
-    names = dict.fromkeys(name for values in options for name in values)
+    """Options that make another configuration, by name: whatever the order of the runs."""
+    names = sorted({name for values in options for name in values})
     missing = object()
     return [
         name
@@ -118,9 +148,10 @@ def _is_same(first: Run, second: Run) -> bool:
     return not _differing([first.options, second.options])
 
 
-def _label(run: Run, firsts: Sequence[Run]) -> str:
-    """`NTP` or `NITP` and what sets it apart from others of that kind; a run's name where that
-    would be long."""
+def _label(runs: Sequence[Run], firsts: Sequence[Run]) -> str:
+    """`NTP` or `NITP` and what sets it apart from others of that kind; the first of its runs'
+    names where that would be long. Whatever the order of the runs."""
+    run = min(runs, key=lambda run: run.name)
     if run.options is None:
         return run.name
     kind = "NITP" if run.is_nitp else "NTP"

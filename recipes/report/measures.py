@@ -1,7 +1,7 @@
 """The figures that the report states of each run, and how groups differ in them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal
@@ -90,7 +90,7 @@ MEASURES = (
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A group minus the baseline."""
+    """A group minus its baseline."""
 
     estimate: Estimate
     is_paired: bool
@@ -117,7 +117,7 @@ class Row:
     """Group label -> run name -> value; groups without one are absent."""
 
     differences: dict[str, Difference]
-    """Group label -> its difference from the baseline; absent where either has no value."""
+    """Group label -> its difference from its baseline; absent where either has no value."""
 
     def mean(self, label: str) -> float:
         return fmean(self.values[label].values())
@@ -127,10 +127,20 @@ class Row:
         return compute_spread([*self.values[label].values()])
 
 
-def measure_groups(groups: Sequence[Group], baseline: Group) -> list[Row]:
-    """A row for each measure that some run has."""
-    rows = [_measure(measure, groups, baseline) for measure in MEASURES]
+def measure_groups(groups: Sequence[Group], baselines: Mapping[str, Group]) -> list[Row]:
+    """A row for each measure that some run has. baselines: of `match_baselines`."""
+    first, *others = MEASURES
+    measures = [first, *_list_set_measures(groups), *others]
+    rows = [_measure(measure, groups, baselines) for measure in measures]
     return [row for row in rows if row.values]
+
+
+def _list_set_measures(groups: Sequence[Group]) -> Iterator[Measure]:
+    """Of the held-out sets that some run has."""
+    for name in tags.list_sets(tag for group in groups for run in group.runs for tag in run.curves):
+        loss, bits = tags.SET_LOSS.format(name), tags.SET_BITS.format(name)
+        yield Measure(name=f"validation loss, {name}", tag=loss, unit=NATS, num_decimals=4)
+        yield Measure(name=f"bits per byte, {name}", tag=bits, num_decimals=4)
 
 
 def choose_headline(rows: Sequence[Row]) -> list[Row]:
@@ -161,7 +171,7 @@ def last_common_step(runs: Sequence[Run], tag: str) -> int | None:
     return max(set.intersection(*map(set, curves)), default=None) if curves else None
 
 
-def _measure(measure: Measure, groups: Sequence[Group], baseline: Group) -> Row:
+def _measure(measure: Measure, groups: Sequence[Group], baselines: Mapping[str, Group]) -> Row:
     runs = [run for group in groups for run in group.runs]
     step = last_common_step(runs, measure.tag) if measure.reduction == "last" else None
     reduce = _reductions(step)[measure.reduction]
@@ -172,12 +182,12 @@ def _measure(measure: Measure, groups: Sequence[Group], baseline: Group) -> Row:
         if known:
             values[group.label] = known
     differences: dict[str, Difference] = {}
-    if baseline.label in values:
-        for group in groups:
-            if group is not baseline and group.label in values:
-                differences[group.label] = compute_difference(
-                    group, values[group.label], baseline, values[baseline.label]
-                )
+    for group in groups:
+        baseline = baselines.get(group.label)
+        if baseline is not None and group.label in values and baseline.label in values:
+            differences[group.label] = compute_difference(
+                group, values[group.label], baseline, values[baseline.label]
+            )
     return Row(measure, step, values, differences)
 
 

@@ -47,7 +47,7 @@ WORDS = {
 
 def write_page(report: Report, folder: Path) -> Path:
     """Draw the figures and write report.html into `folder`; returns the page's path."""
-    view = View(report.groups, report.baseline, choose_styles(report.groups))
+    view = View(report.groups, report.baselines, choose_styles(report.groups))
     drawings = draw_figures(view, folder)
     page = folder / "report.html"
     page.write_text(format_page(report, view, drawings), encoding="utf-8")
@@ -55,9 +55,9 @@ def write_page(report: Report, folder: Path) -> Path:
 
 
 def format_page(report: Report, view: View, drawings: Sequence[Drawing]) -> str:
-    labels = [group.label for group in report.groups]
-    title = f"{', '.join(label for label in labels if label != report.baseline.label)} against "
-    title = title + report.baseline.label if report.others else f"{labels[0]}, alone"
+    labels, baselines = [group.label for group in report.groups], report.baseline_labels
+    compared = ", ".join(label for label in labels if label not in baselines)
+    title = f"{compared} against {', '.join(baselines)}" if baselines else f"{labels[0]}, alone"
     parts = [
         f"<header><h1>{escape(title)}</h1>"
         '<button id="theme" type="button" hidden>Theme</button></header>',
@@ -112,7 +112,9 @@ def _format_key(report: Report, styles: dict[str, Style]) -> str:
         facts = f"{len(group.runs)} runs, seeds {seeds}" if several else f"1 run, seed {seeds}"
         steps = sorted({run.last_step for run in group.runs})
         facts += f", {' and '.join(f'{step:,}' for step in steps)} steps"
-        role = "; the baseline" if group is report.baseline and report.others else ""
+        baselines = report.baseline_labels
+        article = "the" if len(baselines) == 1 else "a"
+        role = f"; {article} baseline" if group.label in baselines else ""
         items.append(
             f"<li>{_swatch(styles[group.label])}<strong>{escape(group.label)}</strong> "
             f'<span class="muted">{escape(facts + role)}</span></li>'

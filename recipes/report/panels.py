@@ -1,7 +1,7 @@
 """What is drawn in a pair of axes: curves, differences of pairs, a profile over depth."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
@@ -28,7 +28,9 @@ class View:
     """What every panel of a report draws."""
 
     groups: Sequence[Group]
-    baseline: Group
+    baselines: Mapping[str, Group]
+    """Label of a group -> what it is compared with."""
+
     styles: dict[str, Style]
 
 
@@ -95,7 +97,7 @@ class Curves:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Differences:
-    """A tag of each group minus the baseline's, seed by seed, averaged over windows of steps, and
+    """A tag of each group minus its baseline's, seed by seed, averaged over windows of steps, and
     the 95 % interval of the mean over the seeds."""
 
     tag: str
@@ -113,13 +115,15 @@ class Differences:
             draw_line(axes, mean, style, label=group.label)
             half = combine_curves(pairs, lambda values: estimate_mean(values).half_width)
             draw_band(axes, mean, half, style)
-        axes.set(xlabel="step", ylabel=f"{self.label}\nminus that of {view.baseline.label}")
+        labels = {baseline.label for baseline in view.baselines.values()}
+        baseline = labels.pop() if len(labels) == 1 else "its baseline"
+        axes.set(xlabel="step", ylabel=f"{self.label}\nminus that of {baseline}")
         set_scales(axes, log_x=True, log_y=False)
 
     def _pairs(self, view: View, group: Group) -> list[Curve]:
-        if group is view.baseline:
+        if group.label not in view.baselines:
             return []
-        pairs = pair_curves(group, view.baseline, self.tag)
+        pairs = pair_curves(group, view.baselines[group.label], self.tag)
         common = set.intersection(*map(set, pairs)) if pairs else set()
         return [average_windows({step: pair[step] for step in common}) for pair in pairs if common]
 

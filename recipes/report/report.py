@@ -1,11 +1,11 @@
 """What a report says: groups, figures of each, differences, and what a reader must know."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.report import tags
-from recipes.report.groups import Group, choose_baseline, group_runs
+from recipes.report.groups import Group, choose_baseline, group_runs, match_baselines
 from recipes.report.measures import MEASURES, Row, choose_headline, measure_groups
 from recipes.report.runs import Run, read_runs
 
@@ -15,9 +15,11 @@ class Report:
     """All but the figures."""
 
     groups: list[Group]
-    """The baseline first."""
+    """The first is compared with none."""
 
-    baseline: Group
+    baselines: Mapping[str, Group]
+    """Label of each other group -> what it is compared with."""
+
     rows: list[Row]
     notes: list[str]
 
@@ -27,8 +29,14 @@ class Report:
 
     @property
     def others(self) -> list[Group]:
-        """The groups that are compared with the baseline."""
-        return [group for group in self.groups if group is not self.baseline]
+        """The groups that are compared with another."""
+        return [group for group in self.groups if group.label in self.baselines]
+
+    @property
+    def baseline_labels(self) -> list[str]:
+        """Of the groups that others are compared with."""
+        labels = {group.label for group in self.baselines.values()}
+        return [group.label for group in self.groups if group.label in labels]
 
     @property
     def headline(self) -> list[Row]:
@@ -40,8 +48,8 @@ def build_report(folders: Sequence[Path]) -> Report:
     found = group_runs(read_runs(folders))
     baseline = choose_baseline(found)
     groups = [baseline, *(group for group in found if group is not baseline)]
-    rows = measure_groups(groups, baseline)
-    report = Report(groups, baseline, rows, [])
+    baselines = match_baselines(groups)
+    report = Report(groups, baselines, measure_groups(groups, baselines), [])
     report.notes.extend(_list_notes(report))
     return report
 
@@ -81,15 +89,16 @@ def _note_seeds(report: Report) -> Iterator[str]:
                     "once where seeds are paired."
                 )
     for group in report.others:
+        baseline = report.baselines[group.label]
         alone = [
             run.name
-            for first, second in ((group, report.baseline), (report.baseline, group))
+            for first, second in ((group, baseline), (baseline, group))
             for run in first.runs
             if run.seed not in second.seeds
         ]
         if alone:
             yield (
-                f"{group.label} and {report.baseline.label} do not pair in {', '.join(alone)}: "
+                f"{group.label} and {baseline.label} do not pair in {', '.join(alone)}: "
                 "the other has no run of that seed. Differences are of the pairs alone; where "
                 "there are none, of the means, without an interval."
             )

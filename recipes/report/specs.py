@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from recipes.report import tags
-from recipes.report.panels import Curves, Depth, Differences, Panel
+from recipes.report.panels import Curves, Depth, Differences, Panel, View
 
 
 class Spec(NamedTuple):
@@ -137,3 +137,18 @@ SPECS = (
         ),
     ),
 )  # fmt: skip
+
+
+def list_specs(view: View) -> list[Spec]:
+    """SPECS, and a figure of the held-out sets where runs have them."""
+    names = tags.list_sets(tag for g in view.groups for run in g.runs for tag in run.curves)
+    if not names:
+        return [*SPECS]
+    panels = (Curves(tag=tags.SET_LOSS.format(n), label=f"{n} (nats/token)") for n in names)
+    sets = Spec(
+        "validation_sets",
+        "The same question of each held-out set, read whole",
+        "Cross entropy of the next token. Every validation reads the same tokens.",
+        tuple(panels),
+    )
+    return [SPECS[0], sets, *SPECS[1:]]

@@ -69,7 +69,7 @@ def tabulate_options(report: Report) -> Table:
 def _tabulate(report: Report, rows: Sequence[Row], *, has_reading: bool) -> Table:
     columns = ["", "taken at", *(group.label for group in report.groups)]
     for group in report.others:
-        columns.append(f"{group.label} minus {report.baseline.label}")
+        columns.append(f"{group.label} minus {report.baselines[group.label].label}")
         if has_reading:
             columns.append("reading")
     columns.append("paper's 9B, NTP to NITP")

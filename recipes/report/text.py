@@ -60,7 +60,7 @@ def show_step(row: Row) -> str:
 
 
 def summarise(report: Report, group: Group) -> str:
-    """One sentence: the headline's differences of the group from the baseline."""
+    """One sentence: the headline's differences of the group from its baseline."""
     parts, reservations, num_pairs = [], dict[str, None](), 0
     for row in report.headline:
         difference = row.differences.get(group.label)
@@ -81,9 +81,8 @@ def summarise(report: Report, group: Group) -> str:
             parts.append(f"{row.measure.name} {amount}")
             reservations[reading] = None
     pairs = f", {num_pairs} pairs of runs" if num_pairs > 1 else ""
-    text = (
-        f"{group.label} against {report.baseline.label}{pairs}: {'; '.join(parts) or 'no figure'}"
-    )
+    baseline = report.baselines[group.label].label
+    text = f"{group.label} against {baseline}{pairs}: {'; '.join(parts) or 'no figure'}"
     return f"{text} ({', '.join(reservations)})." if reservations else f"{text}."
 
 

@@ -3,25 +3,30 @@
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 import torch.distributed as dist
 
 from recipes.config.settings import SettingsError
-from recipes.data.config import DataConfig
-from recipes.data.sources import find_files
+from recipes.data.config import DataConfig, ValidationSetConfig
+from recipes.data.sources import find_files, find_set_files
 from recipes.run.folder import flatten
 
 _NUM_SHOWN = 3
 
 
-def check_ranks_agree(settings: dict[str, dict[str, Any]], data: DataConfig) -> None:
+def check_ranks_agree(
+    settings: dict[str, dict[str, Any]], data: DataConfig, sets: Sequence[ValidationSetConfig]
+) -> None:
     """Raise SettingsError, on every rank, naming the first rank that differs from rank 0 and how.
 
-    Compares the resolved options, name and size of every data file, and versions. Collective.
+    Compares the resolved options, name and size of every file of sources and held-out sets, and
+    versions. Collective.
     """
-    facts = _collect_facts(settings, data)
+    facts = _collect_facts(settings, data, sets)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).digest()
     digests: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(digests, digest)
@@ -40,7 +45,11 @@ def check_ranks_agree(settings: dict[str, dict[str, Any]], data: DataConfig) -> 
     )
 
 
-def _collect_facts(settings: dict[str, dict[str, Any]], data: DataConfig) -> dict[str, Any]:
+def _collect_facts(
+    settings: dict[str, dict[str, Any]], data: DataConfig, sets: Sequence[ValidationSetConfig]
+) -> dict[str, Any]:
     files = {f"size of data file {f.name}": f.path.stat().st_size for f in find_files(data)}
+    for f in chain(*find_set_files(data, sets)):
+        files[f"size of {f.option}'s file {f.name}"] = f.num_bytes
     software = {f"version of {name}": version(name) for name in ("torch", "torchtitan")}
     return flatten(settings) | files | software | {"version of python": platform.python_version()}

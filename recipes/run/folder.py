@@ -31,20 +31,22 @@ MAY_CHANGE = (
 would make the directory hold two different runs."""
 
 
-def check_run_folder(settings: Settings) -> list[str]:
+def check_run_folder(settings: Settings, option: str = "job.dump_folder") -> list[str]:
     """What differs from the run that the directory holds, one line each; [] for a new run.
+
+    option: what the user named the directory by, for messages.
 
     Raises SettingsError if the directory cannot be written to, its checkpoints are nobody knows
     whose, or a difference makes this another run than the one in it.
     """
     folder = Path(settings.values["job"]["dump_folder"])
-    check_is_writable(settings.values["job"]["dump_folder"])
-    _check_inner_folders(settings, folder)
+    check_is_writable(settings.values["job"]["dump_folder"], option)
+    _check_inner_folders(settings, folder, option)
     if not (folder / CONFIG_FILE).exists():
         checkpoint = settings.values["checkpoint"]
         if checkpoint["enable"] and any((folder / checkpoint["folder"]).glob("step-*")):
             raise SettingsError(
-                f"job.dump_folder ({folder}) has checkpoints but no {CONFIG_FILE}, which would say "
+                f"{option} ({folder}) has checkpoints but no {CONFIG_FILE}, which would say "
                 "whose they are. Name another, and one of them as checkpoint.initial_load_path."
             )
         return []
@@ -52,8 +54,8 @@ def check_run_folder(settings: Settings) -> list[str]:
         saved = resolve_settings(str(folder / CONFIG_FILE), []).values
     except SettingsError as error:
         raise SettingsError(
-            f"job.dump_folder ({folder}) holds a run whose configuration this version cannot read: "
-            f"{error} Name another job.dump_folder."
+            f"{option} ({folder}) holds a run whose configuration this version cannot read: "
+            f"{error} Name another {option}."
         ) from None
     old, new = flatten(anchor_paths(saved)), flatten(anchor_paths(settings.values))
     differing = [key for key in old | new if old.get(key) != new.get(key)]
@@ -61,23 +63,23 @@ def check_run_folder(settings: Settings) -> list[str]:
     refused = [change for key, change in changes.items() if not may_change(key)]
     if refused:
         raise SettingsError(
-            f"job.dump_folder ({folder}) holds a run with another configuration: "
-            f"{', '.join(refused)}. Restore these, or name another job.dump_folder."
+            f"{option} ({folder}) holds a run with another configuration: "
+            f"{', '.join(refused)}. Restore these, or name another {option}."
         )
     if "training.steps" in changes and new["lr_scheduler.total_steps"] is None:
         changes["training.steps"] += ", and with it the learning rate's schedule"
     return list(changes.values())
 
 
-def _check_inner_folders(settings: Settings, folder: Path) -> None:
+def _check_inner_folders(settings: Settings, folder: Path, option: str) -> None:
     """Raise SettingsError unless what the run writes will lie in `folder`, which it owns."""
     values = flatten(settings.values)
-    for option in RUN_PATHS:
-        path = os.path.realpath(folder / (values[option] or ""))
+    for inner in RUN_PATHS:
+        path = os.path.realpath(folder / (values[inner] or ""))
         if not Path(path).is_relative_to(os.path.realpath(folder)):
             raise SettingsError(
-                f"{option} ({values[option]}) leads out of job.dump_folder ({folder}), to {path}: "
-                "another job may write there. Remove the link, or make job.dump_folder one."
+                f"{inner} ({values[inner]}) leads out of {option} ({folder}), to {path}: "
+                f"another job may write there. Remove the link, or make {option} one."
             )
     for table in ("checkpoint", "export"):  # first written to after hours
         if values[f"{table}.enable"]:

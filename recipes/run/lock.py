@@ -76,7 +76,9 @@ class RunLock:
     empty at the end, and that this created, is removed with the lock.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, option: str = "job.dump_folder") -> None:
+        """option: what the user named the folder by, for messages."""
+        self._option = option
         self._folder = Path(os.path.abspath(folder))
         self._path = self._folder / LOCK_FILE
         self._line = b""
@@ -89,8 +91,8 @@ class RunLock:
             self._handle = self._create_folder_and_take()
         except OSError as error:
             raise OSError(
-                f"job.dump_folder ({self._folder}) cannot be owned: {error}. Mend that, or name "
-                "another job.dump_folder."
+                f"{self._option} ({self._folder}) cannot be owned: {error}. Mend that, or name "
+                f"another {self._option}."
             ) from error
         _held[str(self._folder)] = self._line
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -112,7 +114,7 @@ class RunLock:
                 self._folder.mkdir()
                 self._has_created_folder = True
             with suppress(FileNotFoundError):  # another, which had created the folder, removed it
-                return _take(self._path, self._line)
+                return _take(self._path, self._line, self._option)
 
     def release(self) -> None:
         """Give the directory up, from any thread; a second time does nothing."""
@@ -124,7 +126,7 @@ class RunLock:
             os.close(self._handle)
         # What cannot be removed now is taken from a process that is gone.
         with suppress(OSError, SettingsError):
-            _remove(self._path, self._line, self._line)
+            _remove(self._path, self._line, self._line, self._option)
             if self._has_created_folder:
                 self._folder.rmdir()
 
@@ -151,11 +153,11 @@ def check_owner(folder: str) -> None:
         )
 
 
-def _take(path: Path, line: bytes, wait_s: float = 0.0) -> int:
+def _take(path: Path, line: bytes, option: str, wait_s: float = 0.0) -> int:
     """Create the lock, or take it from an owner that is gone; the handle of the open file.
 
-    Raises SettingsError if after `wait_s` a live process owns it; FileNotFoundError if the folder
-    is not there.
+    option: what messages call its folder. Raises SettingsError if after `wait_s` a live process
+    owns it; FileNotFoundError if the folder is not there.
     """
     began, changed, seen = time.monotonic(), 0.0, None
     while True:
@@ -165,7 +167,7 @@ def _take(path: Path, line: bytes, wait_s: float = 0.0) -> int:
         if content is None:
             if path.is_symlink():  # which is there, and can neither be read nor created
                 raise SettingsError(
-                    f"job.dump_folder ({path.parent}) cannot be owned: {path} is a link that leads "
+                    f"{option} ({path.parent}) cannot be owned: {path} is a link that leads "
                     "nowhere. Remove it."
                 )
             continue
@@ -179,11 +181,11 @@ def _take(path: Path, line: bytes, wait_s: float = 0.0) -> int:
             seen, changed = content, now
         if patience_s == math.inf and now - began >= wait_s:
             raise SettingsError(
-                f"job.dump_folder ({path.parent}) belongs to another job: {_name(owner)}. Wait for "
-                "its end, or name another job.dump_folder."
+                f"{option} ({path.parent}) belongs to another job: {_name(owner)}. Wait for "
+                f"its end, or name another {option}."
             )
         if now - changed >= patience_s:
-            _remove(path, content, line)
+            _remove(path, content, line, option)
             _say(f"Taking over {path}, of {_name(owner)}: {reason}.")
         else:
             time.sleep(_POLL_S)
@@ -202,10 +204,10 @@ def _create(path: Path, line: bytes) -> int:
     return handle
 
 
-def _remove(path: Path, beginning: bytes, line: bytes) -> None:
+def _remove(path: Path, beginning: bytes, line: bytes, option: str) -> None:
     """Remove the lock if it still begins with `beginning`; nobody else removes one meanwhile."""
     mutex = path.with_name(f"{path.name}.removal")
-    os.close(_take(mutex, line, wait_s=_REMOVAL_S))
+    os.close(_take(mutex, line, option, wait_s=_REMOVAL_S))
     for file, expected in ((path, beginning), (mutex, line)):
         content = _read(file)
         if content is not None and content.startswith(expected):

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +18,7 @@ from torchtitan.tools.utils import NoColor, device_type
 from nitp._torchtitan import flush_tensorboard
 from recipes.data.loader import PackedDataLoader
 from recipes.data.metrics import count_sources
+from recipes.data.validation_sets import ValidationSet
 from recipes.run.tensorboard import CurvesMetricsProcessor
 
 
@@ -89,14 +90,28 @@ class RunMetricsProcessor(CurvesMetricsProcessor):
         logger.info(self._line(step, global_avg_loss, grad_norm, tokens_per_s, shown))
 
     def log_validation(
-        self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
+        self,
+        loss: float,
+        step: int,
+        extra_metrics: dict[str, Any] | None = None,
+        set_losses: Sequence[tuple[ValidationSet, float]] = (),
     ) -> None:
+        """set_losses: nats per label of each set of [[validation.sets]]."""
         loss = self._from_last_stage(loss)
+        metrics, text = dict(extra_metrics or {}), ""
+        for held_out, set_loss in set_losses:
+            set_loss = self._from_last_stage(set_loss)
+            metrics[f"validation_metrics/{held_out.name}/loss"] = set_loss
+            text += f"  {held_out.name} {set_loss:.4f}"
+            bits = held_out.bits_per_byte(set_loss)
+            if bits is not None:
+                metrics[f"validation_metrics/{held_out.name}/bits_per_byte"] = bits
+                text += f" ({bits:.4f} bits/byte)"
         with _without_info_lines():
-            super().log_validation(loss, step, extra_metrics)
-        text = f"validation  step {step:>6}  ntp {loss:7.4f}"
+            super().log_validation(loss, step, metrics)
         if "validation_metrics/nitp_loss" in self.last_tags:
-            text += f"  nitp {self.last_tags['validation_metrics/nitp_loss']:.4f}"
+            text = f"  nitp {self.last_tags['validation_metrics/nitp_loss']:.4f}{text}"
+        text = f"validation  step {step:>6}  ntp {loss:7.4f}{text}"
         logger.info(self.color.yellow + text + self.color.reset)
 
     def flush(self) -> None:
@@ -140,7 +155,9 @@ class RunMetricsProcessor(CurvesMetricsProcessor):
         if "nitp/valid_fraction" in metrics:
             parts.append(f"{c.turquoise}valid {metrics['nitp/valid_fraction']:.3f}")
         parts.append(f"{c.orange}grad_norm {grad_norm:7.3f}")
-        parts += [f"lr {v:.2e}" for k, v in metrics.items() if k.startswith("lr/")]
+        # Groups of parameters have a rate each; those that differ in weight decay share it.
+        rates = (f"lr {v:.2e}" for k, v in metrics.items() if k.startswith("lr/"))
+        parts += dict.fromkeys(rates)
         parts += [f"{c.blue}tokens/s {tokens_per_s:,.0f}", f"left {self._time_left(step)}"]
         return "  ".join(parts) + c.reset
 

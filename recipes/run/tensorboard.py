@@ -42,6 +42,8 @@ LAYOUT: dict[str, dict[str, list[str]]] = {
             "nitp/skill", "validation_metrics/skill",
         ],
         "Cross entropy of the next token": ["loss_metrics/ntp_loss", "validation_metrics/loss"],
+        "Cross entropy of the held-out sets": ["validation_metrics/*/loss"],
+        "Bits per byte of the held-out sets": ["validation_metrics/*/bits_per_byte"],
     },
     "Cost": {
         "Tokens/s per device": ["throughput(tps)"],
@@ -49,7 +51,7 @@ LAYOUT: dict[str, dict[str, list[str]]] = {
         "Memory (GiB)": ["memory/max_active(GiB)", "memory/max_reserved(GiB)"],
     },
 }  # fmt: skip
-"""Category -> chart -> tags; a chart shows those that the run has."""
+"""Category -> chart -> tags; a chart shows those that the run has. `*` is any part of a tag."""
 
 
 class CurvesLogger(TensorBoardLogger):
@@ -77,7 +79,7 @@ class CurvesLogger(TensorBoardLogger):
         writer.add_custom_scalars(
             {
                 category: {
-                    chart: ["Multiline", [f"^{re.escape(prefix + tag)}$" for tag in tags]]
+                    chart: ["Multiline", [_match_tag(prefix + tag) for tag in tags]]
                     for chart, tags in charts.items()
                 }
                 for category, charts in LAYOUT.items()
@@ -88,6 +90,11 @@ class CurvesLogger(TensorBoardLogger):
     def close(self) -> None:
         if "writer" in self.__dict__:
             super().close()
+
+
+def _match_tag(tag: str) -> str:
+    """The regular expression of a tag of LAYOUT."""
+    return f"^{re.escape(tag)}$".replace(re.escape("*"), "[^/]+")
 
 
 class CurvesMetricsProcessor(NITPMetricsProcessor):

@@ -117,7 +117,8 @@ class RunTrainer(NITPTrainer):
             enable=self.config.debug.enable_structured_logging,
         )
         if not is_alone:
-            check_ranks_agree(self.config.settings.values, self.config.dataloader.data)
+            config = self.config
+            check_ranks_agree(config.settings.values, config.dataloader.data, config.validator.sets)
         return dims
 
     # ------------------------------------------------------------------------ the loop

@@ -1,9 +1,9 @@
 """Run a grid: python scripts/sweep.py --job.config_file F --grid table.key=v1,v2 [--seeds N]
 
-Trains every combination of the grid with every seed, one after another, and a baseline without
-NITP; prints one table, and keeps it in the sweep's folder. The same command goes on where it was
-interrupted. Exit code 0 done, or stopped by a signal and saved; 1 if a run failed; 2 bad usage;
-what went wrong is one line on stderr that starts with `error: `.
+Trains every combination of the grid with every seed, one after another, and of its values other
+than nitp.* a baseline without NITP; prints one table, and keeps it in the sweep's folder. The same
+command goes on where it was interrupted. Exit code 0 done, or stopped by a signal and saved; 1 if a
+run failed; 2 bad usage; what went wrong is one line on stderr that starts with `error: `.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str], launch: Sequence[str] | None = None) -> int:
         if given.table:
             print(_write_table(plan), end="")
             return 0
-        with RunLock(str(plan.folder)):
+        with RunLock(str(plan.folder), plan.option):
             return _run(plan, launch)
     except ValueError as error:
         return report_error(error, 2)

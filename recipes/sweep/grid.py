@@ -46,18 +46,18 @@ def split_values(text: str) -> list[str]:
     return [value.strip() for value in values]
 
 
-def name_run(overrides: Overrides, seed: int) -> str:
-    """`target_layer=0_weight=0.5_seed=1`; `baseline_seed=1` for no overrides.
+def name_run(overrides: Overrides, seed: int, *, is_baseline: bool = False) -> str:
+    """`target_layer=0_weight=0.5_seed=1`; of a baseline `baseline_lr=0.1_seed=1`.
 
     A key's table is left out where no other key of the overrides is called the same. Brackets and
     quotes are left out, other characters than a file's usual ones become `-`, and what that, or the
     limit of length, makes ambiguous gets a hash: two runs of one grid never share a name.
     """
     short = [key.partition(".")[2] for key, _ in overrides]
-    parts = []
+    parts = ["baseline"] if is_baseline else []
     for (key, value), name in zip(overrides, short, strict=True):
         parts.append(f"{name if short.count(name) == 1 else key}={value}")
-    text = "_".join(parts) or "baseline"
+    text = "_".join(parts)
     bare_text = re.sub(r"""[][{}"' ]""", "", text)
     readable = re.sub(r"[^\w.+=,-]+", "-", bare_text, flags=re.ASCII)[:MAX_NAME]
     if readable != text:

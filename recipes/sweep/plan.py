@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recipes.config.rules import check_export, check_files, check_settings
 from recipes.config.settings import Settings, resolve_settings
@@ -25,7 +25,8 @@ class Request:
     grid: Sequence[Overrides]
     num_seeds: int
     baseline: str | None
-    """The TOML file that, with NITP off, differences are from; None for no such runs."""
+    """The TOML file that, with NITP off and the point's other values, differences are from; None
+    for no such runs."""
 
     common: Sequence[str]
     """`--table.key value` for all runs."""
@@ -58,10 +59,26 @@ class Plan:
     """A sweep whose runs can start."""
 
     folder: Path
+    option: str
+    """What the user named the folder by."""
+
     trials: tuple[Trial, ...]
-    """Seed by seed, in each the baseline first: what is interrupted has whole seeds to compare."""
+    """Seed by seed, in each the baselines before what is compared with them: what is interrupted
+    has whole seeds to compare."""
 
     notes: tuple[str, ...]
+
+
+class _Arm(NamedTuple):
+    """Runs that differ in their seeds alone."""
+
+    title: str
+    """In messages."""
+
+    is_baseline: bool
+    overrides: Overrides
+    arguments: list[str]
+    """That make it."""
 
 
 def build_plan(request: Request, *, needs_files: bool) -> Plan:
@@ -71,52 +88,60 @@ def build_plan(request: Request, *, needs_files: bool) -> Plan:
     base = _resolve([f"--job.config_file={request.config_file}", *request.common])
     dump_folder = Path(base.values["job"]["dump_folder"])
     folder = request.output or dump_folder.with_name(f"{dump_folder.name}_sweep")
+    option = "job.dump_folder" if request.output is None else "--output"
     notes: list[str] = []
     by_arm: list[list[Trial]] = []
-    seen: dict[str, str] = {}
-    for name, overrides, arguments in _list_arms(request):
+    seen: dict[str, _Arm] = {}
+    for arm in _list_arms(request):
         trials = []
         for i in range(request.num_seeds):
-            trial, settings = _build_trial(folder, overrides, arguments, base, i)
+            trial, settings = _build_trial(folder, arm, base, i)
             if i == 0:
-                same = seen.setdefault(_identify(settings), name)
-                if same == BASELINE and name != BASELINE:
-                    notes.append(f"{name} is the baseline: it is not run twice.")
+                same = seen.setdefault(_identify(settings), arm)
+                if same.is_baseline and same is not arm:
+                    if not arm.is_baseline:
+                        notes.append(f"{arm.title} is {same.title}: it is not run twice.")
                     break
-                if same != name:
+                if same is not arm:
                     raise ValueError(
-                        f"{same} and {name} make the same run. Remove one of them from --grid."
+                        f"{same.title} and {arm.title} make the same run. Remove one of them from "
+                        "--grid."
                     )
-            _check(settings, needs_files, notes)
+            _check(settings, option, needs_files, notes)
             trials.append(trial)
         by_arm.append(trials)
     ordered = [trials[i] for i in range(request.num_seeds) for trials in by_arm if trials]
-    return Plan(folder, tuple(ordered), tuple(dict.fromkeys(notes)))
+    return Plan(folder, option, tuple(ordered), tuple(dict.fromkeys(notes)))
 
 
-BASELINE = "the baseline"
-
-
-def _list_arms(request: Request) -> Iterator[tuple[str, Overrides, list[str]]]:
-    """(its name in messages, what it is called by, the arguments that make it)."""
-    if request.baseline is not None:
-        file = f"--job.config_file={request.baseline}"
-        yield BASELINE, (), [file, *request.common, "--nitp.enable=false"]
+def _list_arms(request: Request) -> Iterator[_Arm]:
+    """Each point of the grid, after a baseline that differs from it by NITP alone: with another
+    learning rate, say, the difference would be of both."""
+    shared_before = set()
     for overrides in request.grid:
-        given = [f"--{key}={value}" for key, value in overrides]
         for key, value in overrides:
             if key.startswith("job."):
                 raise ValueError(f"--grid ({key}={value}) names no setting of the training.")
-        yield (
-            " ".join(f"{key}={value}" for key, value in overrides),
-            overrides,
-            [f"--job.config_file={request.config_file}", *request.common, *given],
-        )
+        shared = tuple(pair for pair in overrides if not pair[0].startswith("nitp."))
+        if request.baseline is not None and shared not in shared_before:
+            title = f"the baseline of {_show(shared)}" if shared else "the baseline"
+            arguments = _argue(request.baseline, request.common, shared)
+            yield _Arm(title, True, shared, [*arguments, "--nitp.enable=false"])
+        shared_before.add(shared)
+        arguments = _argue(request.config_file, request.common, overrides)
+        yield _Arm(_show(overrides), False, overrides, arguments)
 
 
-def _build_trial(
-    folder: Path, overrides: Overrides, arguments: list[str], base: Settings, i: int
-) -> tuple[Trial, Settings]:
+def _show(overrides: Overrides) -> str:
+    return " ".join(f"{key}={value}" for key, value in overrides)
+
+
+def _argue(file: str, common: Sequence[str], overrides: Overrides) -> list[str]:
+    given = [f"--{key}={value}" for key, value in overrides]
+    return [f"--job.config_file={file}", *common, *given]
+
+
+def _build_trial(folder: Path, arm: _Arm, base: Settings, i: int) -> tuple[Trial, Settings]:
     """Its i-th seed, counted from the base configuration's."""
     seeds = []
     for option in SEEDS:
@@ -126,9 +151,9 @@ def _build_trial(
                 f"{option} ({show_value(first)}) must be a number: a sweep's seeds count from it."
             )
         seeds.append(first + i)
-    name = name_run(overrides, seeds[0])
+    name = name_run(arm.overrides, seeds[0], is_baseline=arm.is_baseline)
     seeded = [f"--{option}={seed}" for option, seed in zip(SEEDS, seeds, strict=True)]
-    arguments = [*arguments, *seeded, f"--job.dump_folder={folder / name}"]
+    arguments = [*arm.arguments, *seeded, f"--job.dump_folder={folder / name}"]
     settings = _resolve(arguments)
     steps = settings.values["training"]["steps"]
     last = folder / name / settings.values["checkpoint"]["folder"] / f"step-{steps}"
@@ -152,7 +177,7 @@ def _identify(settings: Settings) -> str:
     )
 
 
-def _check(settings: Settings, needs_files: bool, notes: list[str]) -> None:
+def _check(settings: Settings, option: str, needs_files: bool, notes: list[str]) -> None:
     """Raises ValueError."""
     for table, key, value in (
         ("job", "dry_run", False),
@@ -168,7 +193,7 @@ def _check(settings: Settings, needs_files: bool, notes: list[str]) -> None:
                 "resumes by checkpoints and reads curves."
             )
     check_export(settings)
-    check_run_folder(settings)
+    check_run_folder(settings, option)
     try:
         check_files(settings)
     except ValueError as error:

@@ -124,7 +124,7 @@ class Runner:
         has_said = False
         while not self.is_stopped:
             try:
-                with RunLock(str(trial.folder)):
+                with RunLock(str(trial.folder), self._plan.option):
                     return
             except SettingsError as error:
                 if not has_said:

@@ -26,16 +26,19 @@ def format_sweep(plan: Plan) -> str:
 
 
 def tabulate(report: Report) -> Table:
-    """The headline's measures; the first row is the baseline, if there is another."""
-    rows = report.headline
-    columns = ["", "seeds"]
+    """The headline's measures; the first row is the baseline, if there is another. A column names
+    the baselines of grids that have several."""
+    rows, baselines = report.headline, report.baseline_labels
+    columns = ["", "seeds", *(["baseline"] if len(baselines) > 1 else [])]
     for row in rows:
         columns.append(f"{row.measure.title}, {show_step(row)}")
         if report.others:
-            columns.append(f"minus {report.baseline.label}")
+            columns.append(f"minus {'baseline' if len(baselines) > 1 else baselines[0]}")
     lines = []
     for group in report.groups:
         line = [group.label, str(len(group.runs))]
+        if len(baselines) > 1:
+            line.append(report.baselines[group.label].label if group in report.others else "-")
         for row in rows:
             line.append(show_mean(row, group.label))
             if report.others:

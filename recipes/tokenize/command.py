@@ -1,9 +1,10 @@
 """Tokenize: python scripts/tokenize_data.py --job.config_file F --output DIR [--workers N]
 
 Writes the token ids of all documents of [[data.sources]], held-out ones too, to Parquet files, each
-read back before it counts, and prints the sources that read them. The same command goes on where it
-was interrupted. Exit code 0 done; 1 if a file cannot be written; 2 bad usage or data; 130 after
-Ctrl-C; what went wrong is one line on stderr that starts with `error: `.
+read back before it counts, and prints the sources that read them. It does not tokenize
+[[validation.sets]]: for them name their files as data.sources, with validation off. The same
+command goes on where it was interrupted. Exit code 0 done; 1 if a file cannot be written; 2 bad
+usage or data; 130 after Ctrl-C; what went wrong is one line on stderr that starts with `error: `.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         check_files(settings)
         data = build_data(settings)
         tokenizer = resolve_tokenizer_path(settings.values["tokenizer"]["path"])
-        with RunLock(str(given.output)):
+        with RunLock(str(given.output), "--output"):
             _tokenize(data, tokenizer, given.output, given.workers)
     except ValueError as error:
         return report_error(error, 2)

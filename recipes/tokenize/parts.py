@@ -161,7 +161,8 @@ def _group(documents: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
 
 def _read_back(path: Path, option: str, encoder: Encoder) -> Iterator[np.ndarray]:
     """Each document's ids as a run with `tokens = "input_ids"` has them."""
-    file = SourceFile(path=path, name=path.name, num_bytes=path.stat().st_size, source=0)
+    size = path.stat().st_size
+    file = SourceFile(path=path, name=path.name, num_bytes=size, source=0, option=option)
     blocks = load_row_groups(file, Field(option, FIELD, is_tokens=True))
     documents = Documents(option, blocks)
     for block in range(len(documents)):

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recipes.data.config import DataConfig
+from recipes.data.config import HUB, DataConfig
 from recipes.data.documents import Documents
 from recipes.data.formats import load_blocks
+from recipes.data.hub import hash_files
 from recipes.data.sources import SourceFile, find_files
 from recipes.tokenize.parts import FIELD, UNFINISHED, Part
 
@@ -79,11 +80,13 @@ def _quote(text: str) -> str:
 
 
 def _describe(data: DataConfig, index: int, files: Sequence[SourceFile]) -> Any:
-    options = asdict(data.sources[index])
+    source = data.sources[index]
+    options = asdict(source)
     for option in ("name", "weight"):
         del options[option]
-    if files:
-        del options["path"]  # files may move
+    if source.path.startswith(HUB):
+        return sorted(options.items()), hash_files(f"data.sources[{index}]", source)
+    del options["path"]  # files may move
     return sorted(options.items()), [(file.name, file.num_bytes) for file in files]
 
 

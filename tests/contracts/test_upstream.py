@@ -4,12 +4,14 @@ here and not in a training run."""
 import ast
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.distributed._functional_collectives import all_to_all_single
 from torch.distributed.tensor.experimental._context_parallel import _attention as cp_attention
 from torchtitan.components import loss, metrics, validate
+from torchtitan.config import ParallelismConfig
 from torchtitan.distributed import full_dtensor
 from torchtitan.models.common import (
     attention,
@@ -24,9 +26,21 @@ from torchtitan.protocols.module import Module
 from torchtitan.tools import utils
 from torchtitan.trainer import Trainer
 
+from nitp._torchtitan import count_stages, split_into_stages
+
 
 def parameters(function) -> list[str]:
     return list(inspect.signature(function).parameters)
+
+
+def test_pipeline_stages_can_be_told_from_the_configuration():
+    dims, model = SimpleNamespace(pp=2), SimpleNamespace(layers=[None] * 2)
+    parallelism = ParallelismConfig(
+        pipeline_parallel_degree=2, pipeline_parallel_schedule="Interleaved1F1B"
+    )
+    assert split_into_stages(*count_stages(dims, parallelism, model)) == [
+        ["tok_embeddings"], ["layers.0"], ["layers.1"], ["norm", "lm_head"],
+    ]  # fmt: skip
 
 
 def test_the_chunked_loss_hands_its_gradient_to_an_overridable_bridge():

@@ -13,6 +13,11 @@ TITAN = ["--model.name=qwen3", "--model.flavor=30B-A3B"]
 EP = "--parallelism.expert_parallel_degree={}"
 TP, CP = "--parallelism.tensor_parallel_degree={}", "--parallelism.context_parallel_degree={}"
 REPLICATE = "--parallelism.data_parallel_replicate_degree={}"
+PP, PARTS = "--parallelism.pipeline_parallel_degree={}", "--parallelism.module_fqns_per_model_part="
+LAYERS_PER_STAGE = "--parallelism.pipeline_parallel_layers_per_stage=1"
+INTERLEAVED = "--parallelism.pipeline_parallel_schedule=Interleaved1F1B"
+TWO_LAYERS = ["--model.num_layers=2", "--nitp.target_layer=1", "--training.disable_cuda_graphs"]
+NO_DECAY = "--optimizer.decay_norms_and_embeddings=false"
 NO_SP, BASELINE = "--parallelism.enable_sequence_parallel=false", "--nitp.enable=false"
 
 
@@ -51,6 +56,38 @@ NO_SP, BASELINE = "--parallelism.enable_sequence_parallel=false", "--nitp.enable
 def test_degrees_that_do_not_fit_the_model_are_refused_by_name(config, arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_config(config, arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "alone"),
+    [
+        ([PP.format(4)], "stage 1 of 4 has tok_embeddings alone"),
+        ([PP.format(2), INTERLEAVED], "stage 1 of 4 has tok_embeddings alone"),
+        ([PP.format(2), INTERLEAVED, LAYERS_PER_STAGE], "stage 1 of 4 has tok_embeddings alone"),
+        ([PP.format(2), f"{PARTS}[['tok_embeddings'],['layers.0','layers.1','norm','lm_head']]"],
+         "stage 1 of 2 has tok_embeddings alone"),
+        ([PP.format(2), BASELINE,
+          f"{PARTS}[['tok_embeddings','layers.0','layers.1','norm'],['lm_head']]"],
+         "stage 2 of 2 has lm_head alone"),
+    ],
+)  # fmt: skip
+def test_a_stage_whose_weights_are_all_spared_decay_or_none_is_refused(arguments, alone):
+    load_config(DENSE, [*TWO_LAYERS, *arguments])
+    message = f"optimizer.decay_norms_and_embeddings (false) needs .* but {re.escape(alone)}. Set "
+    with pytest.raises(ValueError, match=message.replace("(false)", r"\(false\)")) as error:
+        load_config(DENSE, [*TWO_LAYERS, *arguments, NO_DECAY])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [PP.format(2)],
+        [PP.format(2), f"{PARTS}[['tok_embeddings','layers.0','layers.1'],['norm','lm_head']]"],
+    ],
+)
+def test_a_stage_with_a_layer_or_norm_and_unembedding_has_both_groups(arguments):
+    load_config(DENSE, [*TWO_LAYERS, *arguments, NO_DECAY])
 
 
 def test_experts_that_stay_whole_may_have_any_width():

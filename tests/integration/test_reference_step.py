@@ -1,8 +1,10 @@
 """Real training steps and validation, through the data loader, equal the paper's equations in
 float64: every figure that is logged and every gradient."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from recipes.models.shapes import DecoderShape
 from recipes.parity.world import Case, Result, relative_difference, run_cases
 from tests import reference, reference_geometry
 from tests.reference_corpus import SEQ_LEN, VOCAB_SIZE, Corpus, mask_prompts, split
+from tests.unit.data_samples import write_jsonl
 
 DENSE = DecoderShape(
     vocab_size=VOCAB_SIZE, dim=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, ffn_dim=48
@@ -32,6 +35,12 @@ UNCHECKED = (
 )  # fmt: skip
 """What depends on clock and machine."""
 VALIDATION_STEPS = 2
+# Held-out sets. On two ranks of two rows a batch the first has one row less than whole batches, the
+# second fewer rows than ranks; their characters are of one to four bytes, each a token or more.
+SETS = {
+    "code": ["def f(x):\n    return x\n", "", "naïve café\n" * 8, "x", "def g():\n    pass\n" * 4],
+    "signs": ["日本🙂"],
+}
 LEARNING_RATES = [5e-3, 1e-2, 1e-2, 5e-3]
 # Every row of the ablation tables that changes the objective.
 VARIANTS = {
@@ -71,12 +80,13 @@ def _case(name: str, shape: DecoderShape, corpus: Corpus, options: dict, *extra:
     return Case(name, config, overrides, num_steps=1)
 
 
-def _run_case(num_ranks: int, corpus: Corpus) -> Case:
-    """Four steps that warm up, stay and decay, of batches of one row, and a validation; the
-    beginning of each row has no labels."""
+def _run_case(num_ranks: int, corpus: Corpus, sets: str) -> Case:
+    """Four steps that warm up, stay and decay, of batches of one row, and a validation with sets;
+    the beginning of each row, not of the sets, has no labels."""
     case = _case(
         f"run_{num_ranks}", DENSE, corpus, NITP,
         "--validation.enable", f"--validation.steps={VALIDATION_STEPS}",
+        f"--validation.sets={sets}",
         "--training.local_batch_size=1", "--optimizer.lr=1e-2", "--lr_scheduler.warmup_steps=2",
         "--lr_scheduler.decay_ratio=0.5", f"--lr_scheduler.total_steps={len(LEARNING_RATES)}",
         f"--training.steps={len(LEARNING_RATES)}",
@@ -84,6 +94,16 @@ def _run_case(num_ranks: int, corpus: Corpus) -> Case:
     )  # fmt: skip
     case.num_steps, case.validate, case.masks_prompts = len(LEARNING_RATES), True, True
     case.legs = [(num_ranks, [])]
+    return case
+
+
+def _sets_case(num_ranks: int, corpus: Corpus, sets: str) -> Case:
+    """A validation on sets alone."""
+    case = _case(
+        f"sets_{num_ranks}", DENSE, corpus, NITP,
+        "--validation.enable", f"--validation.sets={sets}",
+    )  # fmt: skip
+    case.num_steps, case.validate, case.legs = 0, True, [(num_ranks, [])]
     return case
 
 
@@ -106,8 +126,10 @@ def corpora(tmp_path_factory) -> tuple[Corpus, Corpus]:
 @pytest.fixture(scope="module")
 def steps(corpora, tmp_path_factory) -> dict[str, Result]:
     corpus, in_splits = corpora
+    sets = _write_sets(tmp_path_factory.mktemp("sets"))
     cases = [
-        *(_run_case(num_ranks, in_splits) for num_ranks in (1, 2)),
+        *(_run_case(num_ranks, in_splits, sets) for num_ranks in (1, 2)),
+        *(_sets_case(num_ranks, corpus, sets) for num_ranks in (1, 2)),
         _case("one_chunk", DENSE, corpus, NITP, "--loss.num_chunks=1"),
         _case("eight_chunks", DENSE, corpus, NITP, "--loss.num_chunks=8"),
     ]
@@ -133,6 +155,30 @@ def steps(corpora, tmp_path_factory) -> dict[str, Result]:
         assert isinstance(result, Result), f"{result}\n{result.log}"
         results[case.name] = result
     return results
+
+
+def _write_sets(folder: Path) -> str:
+    """The value of validation.sets."""
+    for name, texts in SETS.items():
+        write_jsonl(folder / f"{name}.jsonl", [{"text": text} for text in texts])
+    tables = (f"{{name = '{name}', path = '{folder / name}.jsonl'}}" for name in SETS)
+    return f"[{', '.join(tables)}]"
+
+
+def _set_figures(corpus: Corpus, params: reference.Params) -> dict[str, float]:
+    """What a validation logs of each set: the documents one by one, rows only cut them."""
+    figures = {}
+    for name, texts in SETS.items():
+        losses = reference.losses(params, split(corpus.pack(texts)), DENSE, NITPConfig(**NITP))
+        num_bytes = 0
+        for text in filter(None, texts):
+            first, *_ = corpus.encode([text])[0]
+            # Byte-level BPE spells a token with one character a byte.
+            num_bytes += len(text.encode()) - len(corpus.tokenizer.id_to_token(first))
+        nats = losses.ntp.item() * losses.num_labels
+        figures[f"validation_metrics/{name}/loss"] = losses.ntp.item()
+        figures[f"validation_metrics/{name}/bits_per_byte"] = nats / math.log(2) / num_bytes
+    return figures
 
 
 def _figures(losses: reference.Losses, params: reference.Params, nitp: NITPConfig) -> dict:
@@ -223,6 +269,26 @@ def test_a_run_and_its_validation_equal_the_float64_loops_in_every_figure(
     _assert_logged(run.validation, {
         "validation_metrics/loss": losses.ntp.item(),
         "validation_metrics/nitp_loss": losses.nitp.item(),
+        **_set_figures(corpora[1], params),
+        **reference_geometry.figures(
+            params, rows, DENSE, nitp, losses.nitp.item(), is_validation=True
+        ),
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_sets_alone_are_read_whole_and_the_first_has_the_untagged_figures(
+    steps, corpora, num_ranks
+):
+    """On two ranks, which have different numbers of labels, as on one."""
+    step, nitp, corpus = steps[f"sets_{num_ranks}"], NITPConfig(**NITP), corpora[0]
+    params = {key: value.double() for key, value in step.initial.items()}
+    rows = corpus.pack(SETS["code"])
+    losses = reference.losses(params, split(rows), DENSE, nitp)
+    _assert_logged(step.validation, {
+        "validation_metrics/loss": losses.ntp.item(),
+        "validation_metrics/nitp_loss": losses.nitp.item(),
+        **_set_figures(corpus, params),
         **reference_geometry.figures(
             params, rows, DENSE, nitp, losses.nitp.item(), is_validation=True
         ),

@@ -54,11 +54,18 @@ def assert_same_run(whole: Path, parts: Path) -> None:
 
 def test_a_run_stopped_twice_is_the_run_that_was_never_stopped(tmp_path):
     """Saved asynchronously, of which DCP's stager cannot take a fused QKV weight as it is: step 2
-    is still being written while step 3 trains."""
-    whole, parts = stopped_twice(tmp_path, ["--checkpoint.async_mode=async"])
+    is still being written while step 3 trains. It validates on sets alone."""
+    path = write_jsonl(tmp_path / "set.jsonl", [{"text": "x = 1\n" * n} for n in (3, 40)])
+    sets = f"[{{name = 'first', path = '{path}'}}, {{name = 'one', path = '{path}', limit = 1}}]"
+    whole, parts = stopped_twice(tmp_path, [
+        "--checkpoint.async_mode=async", "--data.validation_fraction=0", "--validation.enable",
+        "--validation.freq=1", f"--validation.sets={sets}",
+    ])  # fmt: skip
     assert_same_run(whole, parts)
     curves = read_curves(whole)
     assert {"random", "lr/AdamW", "n_tokens_seen", "loss_metrics/nitp_loss"} <= curves.keys()
+    assert curves["validation_metrics/loss"] == curves["validation_metrics/first/loss"]
+    assert {f"validation_metrics/one/{tag}" for tag in ("loss", "bits_per_byte")} <= curves.keys()
     assert all(sorted(curve) == [1, 2, 3, 4, 5, 6] for curve in curves.values())
     assert len(set(curves["random"].values())) == 6
 

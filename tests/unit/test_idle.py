@@ -24,7 +24,7 @@ OFF = {
         "load_only": "true", "async_mode": "async", "allow_projector_change": "true",
         "allow_pickle": "true",
     }),
-    "validation": ([], {"freq": "3", "steps": "3"}),
+    "validation": ([], {"freq": "3", "steps": "3", "sets": "[{name = 'x', path = 'x'}]"}),
     "compile": ([], {
         "enable_async_tensor_parallel": "true", "components": "loss", "backend": "eager",
     }),
@@ -81,6 +81,7 @@ ALWAYS = {
     "data": "sources shuffle num_streams num_epochs validation_fraction bos long_documents "
             "on_error num_workers",
     "data.sources": "*: checked with each source: recipes/data/config.py",
+    "validation.sets": "*: checked with each set: recipes/data/config.py",
     "validation": "enable",
     "tokenizer": "*: of every run",
     "training": "*: of every run",
@@ -127,6 +128,8 @@ MORE = [
     (["--profiler.enable_memory_snapshot", "--profiler.memory_snapshot_freq=3"],
      "--profiler.profile_freq=5"),
     (["--compile.enable"], "--compile.enable_async_tensor_parallel=true"),
+    (["--validation.enable", "--validation.sets=[{name = 'x', path = 'x'}]"],
+     "--validation.steps=3"),
 ]  # fmt: skip
 
 

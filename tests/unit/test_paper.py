@@ -160,7 +160,8 @@ def test_nodes_of_eight_gpus_share_the_batch_the_streams_and_the_experts(
 
 # docs/paper.md
 
-PAGE = (Path(__file__).parents[2] / "docs/paper.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/paper.md").read_text()
 COMMANDS = [shlex.split(line)[1:] for line in PAGE.splitlines() if line.startswith("$train ")]
 ABLATIONS = {
     ("nitp_3b", f"--nitp.{override}")
@@ -213,6 +214,26 @@ def test_the_page_names_the_files_with_their_target_layers_weights_and_steps() -
         files = " | ".join(f"`train_configs/{kind}_{name}.toml`" for kind in ("ntp", "nitp"))
         steps = build(f"ntp_{name}").training.steps
         assert f"| {files} | {row.k} of {row.depth} | {row.weight} | {steps} |\n" in PAGE
+
+
+def test_what_eight_gpus_need_is_their_flops_over_those_of_a_token() -> None:
+    """At 40 % of 989e12 each. FLOPs by closed form: 6 for each weight of a matrix product, of which
+    an untied embedding is none, and 12 for each value of queries against 8192 keys."""
+    page = (ROOT / "docs/bring_your_own_data.md").read_text()
+    names = [line.split(" | ")[0][2:] for line in PAGE.splitlines() if "| `train_configs/" in line]
+    for title, (name, row) in zip(names, ROWS.items(), strict=True):
+        _, active = count(row)
+        untied = V * row.d if row.top_k else 0
+        attention = 12 * row.depth * row.num_heads * row.head_dim * 8192
+        flops = 6 * (active - untied) + attention
+        assert size_of(f"ntp_{name}").backbone_flops == flops
+        need = 8 * 989e12 * 0.4 / flops
+        assert f"\n| {title} | {flops / 1e9:.3f} | {need / 1e3:,.0f} |\n" in page
+    assert "| MoE 9B-A1B | 8.226 | 385 |" in page  # 3.1648e15 / 8.226e9
+    (text,) = (line.split(" | ")[1] for line in page.splitlines() if line.startswith("| text | "))
+    fastest = 3.1648e15 / size_of("ntp_1.9b").backbone_flops
+    assert 2 < fastest / float(text.replace(",", "")) < 3
+    assert 8 * load("ntp_1.9b").values["data"]["num_workers"] == 32
 
 
 def test_distances_are_to_the_sizes_in_a_flavors_name() -> None:

@@ -7,10 +7,14 @@ import pytest
 from recipes.report import tags
 from recipes.report.groups import group_runs, list_differences
 from recipes.report.measures import Measure, Row, measure_groups
+from recipes.report.panels import View
 from recipes.report.report import Report, build_report
 from recipes.report.runs import read_runs
+from recipes.report.specs import list_specs
+from recipes.report.style import choose_styles
 from recipes.report.tables import tabulate_headline, tabulate_measures
 from recipes.report.text import read_difference, show_difference, show_mean, summarise
+from recipes.sweep.table import tabulate
 from tests.report_runs import NITP_CURVE, NTP_CURVE, write_run, write_start
 
 
@@ -80,6 +84,31 @@ def test_memory_is_the_peak(pair):
 def test_what_is_no_number_anywhere_is_no_row(pair):
     """Such as mfu(%) on a CPU."""
     assert tags.MFU not in {row.measure.tag for row in pair.rows}
+
+
+def test_the_sets_of_a_validation_are_rows_beside_its_loss_and_a_figure(tmp_path):
+    curves = {tags.NTP: NTP_CURVE, tags.VALIDATION: {7: 5.0}}
+    sets = {
+        "validation_metrics/pile/loss": {7: 2.5},
+        "validation_metrics/pile/bits_per_byte": {7: 0.75},
+        "validation_metrics/ids/loss": {7: 3.0},
+    }
+    without = write_run(tmp_path / "without", curves)
+    report = build_report([without, write_run(tmp_path / "with", curves | sets, seed=1)])
+    rows = [(row[0], row[2]) for row in tabulate_measures(report).rows]
+    assert rows[:4] == [
+        ("validation loss (nats/token)", "5.0000 +- 0.0000"),
+        ("validation loss, ids (nats/token)", "3.0000"),
+        ("validation loss, pile (nats/token)", "2.5000"),
+        ("bits per byte, pile", "0.7500"),
+    ]
+    styles = choose_styles(report.groups)
+    (spec,) = (
+        spec
+        for spec in list_specs(View(report.groups, report.baselines, styles))
+        if spec.name == "validation_sets"
+    )
+    assert [panel.label for panel in spec.panels] == ["ids (nats/token)", "pile (nats/token)"]
 
 
 def test_the_answer_is_one_sentence(pair):
@@ -351,10 +380,87 @@ def test_a_run_without_a_configuration_is_a_group_of_its_own(tmp_path):
     assert labels(*runs) == [("a", ["a"]), ("b", ["b"])]
 
 
+def test_labels_do_not_depend_on_the_order_of_the_runs(tmp_path):
+    """Of groups with an option that others lack, and of those that differ in much."""
+    nitp = {tags.NTP: NTP_CURVE, tags.NITP: NITP_CURVE}
+    few = [
+        write_run(tmp_path / "a", {tags.NTP: NTP_CURVE}, optimizer__lr=0.1),
+        write_run(tmp_path / "b", {tags.NTP: NTP_CURVE}, model__dim=8, optimizer__lr=0.2),
+    ]
+    much = {"training__seq_len": 64, "optimizer__lr": 0.1, "nitp__weight": 0.5}
+    many = [
+        write_run(tmp_path / "c", nitp, seed=1), write_run(tmp_path / "d", nitp, seed=2),
+        write_run(tmp_path / "e", nitp, **much),
+    ]  # fmt: skip
+    expected = {"NTP model.dim=not set optimizer.lr=0.1", "NTP model.dim=8 optimizer.lr=0.2"}
+    expected |= {"NITP c", "NITP e"}
+    for runs in ([*few, *many], [*many[::-1], *few[::-1]]):
+        assert {label for label, _ in labels(*runs)} == expected
+
+
 def test_the_baseline_is_the_first_group_without_nitp(tmp_path):
     nitp = write_run(tmp_path / "nitp", {tags.NTP: NTP_CURVE, tags.NITP: NITP_CURVE})
     ntp = write_run(tmp_path / "ntp", {tags.NTP: NTP_CURVE})
     report = build_report([nitp, ntp])
-    assert report.baseline.label == "NTP"
+    assert {label: group.label for label, group in report.baselines.items()} == {"NITP": "NTP"}
     assert [group.label for group in report.groups] == ["NTP", "NITP"]
-    assert measure_groups(report.groups, report.groups[1])[0].differences.keys() == {"NTP"}
+    reverse = {"NTP": report.groups[1]}
+    assert measure_groups(report.groups, reverse)[0].differences.keys() == {"NTP"}
+
+
+@pytest.fixture
+def rates(tmp_path: Path) -> Report:
+    """Two learning rates without NITP, losses 4 and 6, and with it, 5 and 6.25."""
+    losses = {("ntp", 0.1): 4.0, ("ntp", 0.2): 6.0, ("nitp", 0.1): 5.0, ("nitp", 0.2): 6.25}
+    return build_report([
+        write_run(
+            tmp_path / f"{arm}_{lr}",
+            {tags.NTP: {1: loss}} | ({tags.NITP: {1: 0.5}} if arm == "nitp" else {}),
+            optimizer__lr=lr,
+        )
+        for (arm, lr), loss in losses.items()
+    ])  # fmt: skip
+
+
+def test_each_group_is_compared_with_the_nearest_configuration_without_nitp(rates):
+    differences = row_of(rates, tags.NTP).differences
+    assert {label: found.estimate.mean for label, found in differences.items()} == {
+        "NTP optimizer.lr=0.2": 2.0,
+        "NITP optimizer.lr=0.1": 1.0,
+        "NITP optimizer.lr=0.2": 0.25,
+    }
+    assert tabulate_headline(rates).columns[6:12:2] == [
+        "NTP optimizer.lr=0.2 minus NTP optimizer.lr=0.1",
+        "NITP optimizer.lr=0.1 minus NTP optimizer.lr=0.1",
+        "NITP optimizer.lr=0.2 minus NTP optimizer.lr=0.2",
+    ]
+    assert summarise(rates, rates.others[2]).startswith(
+        "NITP optimizer.lr=0.2 against NTP optimizer.lr=0.2: "
+    )
+    assert not any("do not pair" in note for note in rates.notes)
+
+
+def test_the_table_of_a_sweep_names_the_baselines_where_there_are_several(rates):
+    table = tabulate(rates)
+    assert table.columns[:5] == [
+        "", "seeds", "baseline", "training loss (nats/token), step 1", "minus baseline",
+    ]  # fmt: skip
+    assert [row[:5] for row in table.rows] == [
+        ["NTP optimizer.lr=0.1", "1", "-", "4.0000", "-"],
+        ["NTP optimizer.lr=0.2", "1", "NTP optimizer.lr=0.1", "6.0000", "+2.0000"],
+        ["NITP optimizer.lr=0.1", "1", "NTP optimizer.lr=0.1", "5.0000", "+1.0000"],
+        ["NITP optimizer.lr=0.2", "1", "NTP optimizer.lr=0.2", "6.2500", "+0.2500"],
+    ]
+
+
+def test_an_unknown_configuration_is_no_nearer_than_a_known_one(tmp_path):
+    runs = [
+        write_run(tmp_path / "unknown", {tags.NTP: {1: 1.0}}),
+        write_run(tmp_path / "ntp", {tags.NTP: {1: 2.0}}, optimizer__lr=0.1),
+        write_run(tmp_path / "nitp", {tags.NTP: {1: 4.0}, tags.NITP: {1: 0.5}}),
+    ]
+    (runs[0] / "config.toml").unlink()
+    report = build_report(runs)
+    assert {label: group.label for label, group in report.baselines.items()} == {
+        "NTP": "unknown", "NITP": "NTP",
+    }  # fmt: skip

@@ -12,9 +12,10 @@ from PIL import Image
 
 from recipes.report import command, tags
 from recipes.report.drawing import MAX_POINTS_AS_LINES
-from recipes.report.figures import SPECS, draw_figures
+from recipes.report.figures import draw_figures
 from recipes.report.panels import Curves, Depth, Differences, Panel, View
 from recipes.report.report import Report, build_report
+from recipes.report.specs import SPECS
 from recipes.report.style import BACKGROUND, BACKGROUND_DARK, COLORS, TEXT, choose_styles
 from tests.report_runs import NITP_CURVE, NTP_CURVE, write_run
 
@@ -61,7 +62,7 @@ def report(runs: list[Path]) -> Report:
 
 @pytest.fixture
 def view(report: Report) -> View:
-    return View(report.groups, report.baseline, choose_styles(report.groups))
+    return View(report.groups, report.baselines, choose_styles(report.groups))
 
 
 def draw(panel: Panel, view: View) -> Axes:
@@ -139,7 +140,7 @@ def test_speed_is_drawn_over_windows_without_what_starts_up(tmp_path):
     report = build_report(
         [write_run(tmp_path / "run", {tags.NTP: {1: 9.0, 1000: 2.0}, tags.STEP_TIME: speed})]
     )
-    view = View(report.groups, report.baseline, choose_styles(report.groups))
+    view = View(report.groups, report.baselines, choose_styles(report.groups))
     axes = draw(Curves(tag=tags.STEP_TIME, label="time of a step (s)", is_pace=True), view)
     assert means(axes, "NTP") == [(2, 8.0), (1000, 3.0)]
 
@@ -155,7 +156,7 @@ def test_depth_is_drawn_over_layers_at_the_last_step(view):
 
 def test_a_single_run_is_one_thick_line_without_a_band(tmp_path):
     report = build_report([write_run(tmp_path / "run", {tags.NTP: NTP_CURVE})])
-    view = View(report.groups, report.baseline, choose_styles(report.groups))
+    view = View(report.groups, report.baselines, choose_styles(report.groups))
     axes = draw(Curves(tag=tags.NTP, label="loss"), view)
     assert means(axes, "NTP") == [*NTP_CURVE.items()]
     assert len(axes.get_lines()) == 1 and not bands(axes)
@@ -164,7 +165,7 @@ def test_a_single_run_is_one_thick_line_without_a_band(tmp_path):
 def test_a_loss_that_is_not_finite_is_a_gap(tmp_path):
     curve = {1: 9.0, 2: float("nan"), 3: 7.0}
     report = build_report([write_run(tmp_path / "run", {tags.NTP: curve})])
-    view = View(report.groups, report.baseline, choose_styles(report.groups))
+    view = View(report.groups, report.baselines, choose_styles(report.groups))
     axes = draw(Curves(tag=tags.NTP, label="loss"), view)
     assert means(axes, "NTP") == [(1, 9.0), (2, pytest.approx(float("nan"), nan_ok=True)), (3, 7.0)]
 
@@ -177,7 +178,7 @@ def test_long_curves_are_pixels(tmp_path):
         write_run(tmp_path / "short", {tags.NTP: short}),
     ]
     report = build_report(folders)
-    view = View(report.groups, report.baseline, choose_styles(report.groups))
+    view = View(report.groups, report.baselines, choose_styles(report.groups))
     axes = draw(Curves(tag=tags.NTP, label="loss"), view)
     pixels = {line.get_label(): line.get_rasterized() for line in axes.get_lines()}
     assert pixels == {"NITP": True, "NTP": False}

@@ -317,6 +317,21 @@ def test_what_is_in_the_way_of_the_lock_is_named(tmp_path):
         RunLock(str(tmp_path)).__enter__()
 
 
+def test_a_folder_is_called_by_the_option_that_named_it(tmp_path):
+    first = owned(tmp_path / "run")
+    with pytest.raises(SettingsError) as error, RunLock(str(tmp_path / "run"), "--output"):
+        pass
+    assert str(error.value).startswith(f"--output ({tmp_path / 'run'}) belongs to another job: ")
+    assert str(error.value).endswith(" Wait for its end, or name another --output.")
+    first.end()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"^--output \(.*\) cannot be owned: .* another --output\.$"):
+        RunLock(str(tmp_path / "file" / "run"), "--output").__enter__()
+    (tmp_path / LOCK_FILE).symlink_to("gone")
+    with pytest.raises(SettingsError, match=r"^--output \(.*\) cannot be owned: .* Remove it\.$"):
+        RunLock(str(tmp_path), "--output").__enter__()
+
+
 def test_an_empty_restart_count_is_none(monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "")
     with RunLock(str(tmp_path)):

@@ -481,15 +481,16 @@ PATH_OPTIONS = {
     "job.dump_folder": "--job.dump_folder={}",
     "tokenizer.path": "--tokenizer.path={}",
     "data.sources.path": '--data.sources=[{{path = "{}"}}]',
+    "validation.sets.path": '--validation.sets=[{{name = "a", path = "{}"}}]',
     "checkpoint.initial_load_path": "--checkpoint.initial_load_path={}",
 }
 
 
 def resolve_path(option: str, path: str) -> object:
-    arguments = ["--model.flavor=debug", "--checkpoint.enable", PATH_OPTIONS[option].format(path)]
-    values = resolve_settings(None, arguments).values
-    table, _, key = option.partition(".")
-    return values["data"]["sources"][0]["path"] if table == "data" else values[table][key]
+    enabled = ["--model.flavor=debug", "--checkpoint.enable", "--validation.enable"]
+    values = resolve_settings(None, [*enabled, PATH_OPTIONS[option].format(path)]).values
+    table, key, *inner = option.split(".")
+    return values[table][key][0]["path"] if inner else values[table][key]
 
 
 @pytest.mark.parametrize("option", PATH_OPTIONS)
@@ -532,7 +533,7 @@ def test_a_folder_in_the_hubs_layout_is_expanded_too(monkeypatch):
 @pytest.mark.parametrize("option", PATH_OPTIONS)
 def test_a_path_that_no_file_system_takes_is_refused(option):
     with pytest.raises(SettingsError, match=re.escape(option) + " .* is no path"):
-        resolve_path(option, "a\\u0000b" if option == "data.sources.path" else "a\0b")
+        resolve_path(option, "a\\u0000b" if option.count(".") == 2 else "a\0b")
 
 
 def test_every_path_option_is_covered():

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from recipes.config.settings import resolve_settings
+from recipes.run.lock import RunLock
 from recipes.sweep.command import main
 from recipes.sweep.grid import MAX_NAME, name_run, parse_grid, split_values
 
@@ -240,6 +242,7 @@ def test_a_run_that_outlives_its_sweep_is_waited_for(tmp_path):
     code, _, errors = sweep(folder)
     assert owner.wait(30) == 0
     assert code == 0
+    assert errors.startswith(f"waiting: --output ({folder / ORDER[0]}) belongs to another job: ")
     assert errors.count("waiting: ") == 1 and f"process {owner.pid}" in errors
 
 
@@ -247,7 +250,23 @@ def test_another_configuration_in_its_folder_is_refused(tmp_path, capsys):
     folder = tmp_path / "sweep"
     assert sweep(folder)[0] == 0
     assert main(arguments(folder, "--optimizer.lr=0.5"), ["false"]) == 2
-    assert "optimizer.lr (0.001 -> 0.5)" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --output ({folder / ORDER[0]}) holds a run with another ")
+    assert "optimizer.lr (0.001 -> 0.5)" in error and "name another --output" in error
+
+
+@pytest.mark.parametrize("option", ["--output", "job.dump_folder"])
+def test_a_folder_of_another_sweep_is_called_by_the_option_that_named_it(tmp_path, capsys, option):
+    folder = tmp_path / "run_sweep"
+    given = arguments(folder)
+    if option == "job.dump_folder":
+        at = given.index("--output")
+        given[at : at + 2] = ["--job.dump_folder", str(tmp_path / "run")]
+    with RunLock(str(folder)):
+        assert main(given, ["false"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {option} ({folder}) belongs to another job: ")
+    assert error.endswith(f" Wait for its end, or name another {option}.\n")
 
 
 # ------------------------------------------------------------------- commands, arrays, baselines
@@ -275,6 +294,21 @@ def test_the_baseline_is_a_file_the_configuration_itself_or_none(tmp_path, capsy
     assert "debug.toml" in first() and "--nitp.enable=false" in first()
     assert "debug_ntp.toml" in first("--baseline", "train_configs/debug_ntp.toml")
     assert "--nitp.target_layer=1" in first("--baseline", "none")
+
+
+def test_each_point_has_a_baseline_that_differs_by_nitp_alone(tmp_path, capsys):
+    assert main(arguments(tmp_path, "--grid", "optimizer.lr=1,2", "--dry-run")) == 0
+    commands = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [command[-1].rpartition("/")[2] for command in commands][:6] == [
+        "baseline_lr=1_seed=0", "target_layer=1_lr=1_seed=0", "baseline_lr=2_seed=0",
+        "target_layer=1_lr=2_seed=0", "target_layer=2_lr=1_seed=0", "target_layer=2_lr=2_seed=0",
+    ]  # fmt: skip
+    assert len(commands) == 12
+    for baseline, run in ((0, 1), (0, 4), (2, 3), (2, 5)):
+        values = [resolve_settings(None, commands[i][3:]).values for i in (baseline, run)]
+        assert [v["nitp"]["enable"] for v in values] == [False, True]
+        for table in values[0].keys() - {"nitp", "job"}:
+            assert values[0][table] == values[1][table]
 
 
 def test_a_value_that_is_the_baseline_is_not_run_twice(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Documents to Parquet of token ids, and back into the loader."""
 
 import json
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from recipes.data.config import DataConfig, SourceConfig, source_names
 from recipes.data.documents import load_documents
 from recipes.data.encoder import Encoder
 from recipes.data.tokenizer import save_bpe_tokenizer
+from recipes.run.lock import RunLock
 from recipes.tokenize import parts as parts_module
 from recipes.tokenize import plan as plan_module
 from recipes.tokenize.command import main
@@ -170,6 +172,44 @@ def test_parts_of_something_else_are_refused(tmp_path, change):
         read_count(again)
 
 
+@pytest.fixture
+def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set in the hub's layout, `./hub` here: two training files of 3 documents, and a test
+    file."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "hub"
+    for i in range(2):
+        write_jsonl(folder / f"train-{i}.jsonl", [{"text": text * (i + 1)} for text in "abc"])
+    write_jsonl(folder / "test.jsonl", [{"text": "d"}])
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_hub_data_set_is_tokenized_from_what_a_worker_process_is_sent(hub_folder, streaming):
+    source = SourceConfig(path="hf://./hub", streaming=streaming, limit=5)
+    data, output = DataConfig(sources=[source], num_streams=1), hub_folder.parent / "out"
+    parts = pickle.loads(pickle.dumps(plan(data, output)))
+    encoder = Encoder(WordTokenizer())
+    for part in parts:
+        write_part(part, encoder)
+    expected = [[97, EOS], [98, EOS], [99, EOS], [97, 97, EOS], [98, 98, EOS]]
+    assert read(data, encoder) == expected
+    assert read(parse_sources(format_sources(data, output)), encoder) == expected
+    assert [read_count(part) for part in plan(data, output)] == [read_count(p) for p in parts]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parts_of_a_hub_data_set_whose_files_have_changed_are_refused(hub_folder, streaming):
+    source = SourceConfig(path="hf://./hub", streaming=streaming)
+    data, output = DataConfig(sources=[source], num_streams=1), hub_folder.parent / "out"
+    for part in plan(data, output):
+        write_part(part, Encoder(WordTokenizer()))
+    write_jsonl(hub_folder / "train-1.jsonl", [{"text": text} for text in "xyz"])
+    with pytest.raises(ValueError, match="made of other documents"):
+        read_count(plan(data, output)[0])
+
+
 def test_a_strange_file_among_the_parts_is_refused(tmp_path):
     data, output = corpus(tmp_path / "a.jsonl", TEXTS), tmp_path / "out"
     (part,) = plan(data, output)
@@ -235,6 +275,12 @@ def test_the_command_makes_what_is_missing_in_processes_and_prints_what_reads_it
         SimpleNamespace(tokenizer_path=str(folder), default_add_bos=False, tokenizer=backend)
     )
     assert read(tokenized, encoder) == expected
+
+    with RunLock(str(output)):
+        assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --output ({output}) belongs to another job: ")
+    assert "job.dump_folder" not in error
 
     with open(data.sources[0].path, "a") as file:
         file.write("no JSON\n")

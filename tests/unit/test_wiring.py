@@ -1,12 +1,14 @@
 """What a component needs comes to its constructor, or in one call that it asks for by name."""
 
 import logging
+import math
 import re
 import sys
 import time
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,6 +21,7 @@ from nitp.geometry import Moments
 from nitp.loss import NITPLoss
 from nitp.meter import Reading
 from nitp.metrics import NITPMetricsProcessor
+from recipes.data.validation_sets import ValidationSet
 from recipes.run.metrics import RunMetricsProcessor
 from recipes.run.tensorboard import CurvesLogger
 from recipes.run.validate import RunValidator
@@ -132,6 +135,29 @@ def test_a_run_prints_one_line_of_its_own_and_adds_the_datas_figures(caplog):
     training, validation = console(caplog)
     assert training.startswith("step      3  loss   2.5000  grad_norm   1.000  lr 1.00e-03")
     assert validation == "validation  step      3  ntp  2.2500"
+
+
+def test_a_validation_names_its_sets_in_tags_and_console(caplog):
+    """bits_per_byte by hand: 2 nats a label, 30 labels and 20 bytes are 3 nats a byte."""
+    caplog.set_level(logging.INFO)
+    metrics = build(RunMetricsProcessor)
+    metrics.attach(loss=None, max_norm=1.0, meter=None)
+    attach_progress(metrics)
+    counts = {"rows_N3L": np.empty((0, 3, 1), np.int32), "num_documents": 3, "num_labels": 30}
+    pile = ValidationSet(name="pile", num_bytes=20, **counts)
+    ids = ValidationSet(name="ids", num_bytes=None, **counts)
+    metrics.log_validation(2.25, 3, set_losses=[(pile, 2.0), (ids, 1.5)])
+    by_set = re.compile("validation_metrics/(pile|ids)/")
+    assert {k: v for k, v in metrics.logger.metrics.items() if by_set.match(k)} == {
+        "validation_metrics/pile/loss": 2.0,
+        "validation_metrics/pile/bits_per_byte": pytest.approx(3 / math.log(2)),
+        "validation_metrics/ids/loss": 1.5,
+    }
+    assert metrics.logger.metrics["validation_metrics/loss"] == 2.25
+    (line,) = console(caplog)
+    assert line == (
+        "validation  step      3  ntp  2.2500  pile 2.0000 (4.3281 bits/byte)  ids 1.5000"
+    )
 
 
 class Clock:
@@ -290,6 +316,7 @@ def test_eigenvalues_that_do_not_converge_are_a_warning_and_no_failure(monkeypat
 def test_tensorboard_opens_with_the_papers_figures_and_their_tags(tmp_path, tag):
     curves = CurvesLogger(tmp_path / "start", tag)
     curves.log({"nitp/skill": 0.5, "throughput(tps)": 7.0, "geometry/effective_rank": 3.0}, 1)
+    curves.log({f"validation_metrics/{name}/loss": 2.0 for name in ("pile", "a.b")}, 1)
     curves.close()
     events = EventAccumulator(str(tmp_path / "start")).Reload()
     (summary,) = events.Tensors(metadata.CONFIG_SUMMARY_TAG)
@@ -298,12 +325,19 @@ def test_tensorboard_opens_with_the_papers_figures_and_their_tags(tmp_path, tag)
         c.title: list(c.multiline.tag) for category in layout.category for c in category.chart
     }
     shown = {
-        title: [tag for tag in events.Tags()["scalars"] if any(re.match(p, tag) for p in patterns)]
+        title: [
+            tag
+            for tag in sorted(events.Tags()["scalars"])
+            if any(re.match(p, tag) for p in patterns)
+        ]
         for title, patterns in charts.items()
     }
     prefix = "" if tag is None else "mine/"
     assert {title: tags for title, tags in shown.items() if tags} == {
         "Effective rank": [f"{prefix}geometry/effective_rank"],
         "Skill: 0 is a constant prediction, 1 is perfect": [f"{prefix}nitp/skill"],
+        "Cross entropy of the held-out sets": [
+            f"{prefix}validation_metrics/{name}/loss" for name in ("a.b", "pile")
+        ],
         "Tokens/s per device": [f"{prefix}throughput(tps)"],
     }

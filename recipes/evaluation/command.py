@@ -1,0 +1,124 @@
+"""Evaluate models side by side: python scripts/evaluate.py
+--run DIR [--step N] | --model FOLDER ... --suite paper|mteb|FILE [--output DIR]; installed,
+python -m recipes.evaluation ...
+
+Prints one table, and writes it as evaluation.md and evaluation.json. The first model is what the
+others are compared with. What is done is kept in the output: the same command goes on where it was
+interrupted, and does no task twice. Exit code 0 done, 1 failure (of one task: the others are done),
+2 bad usage, 130 interrupted; what went wrong is one line on stderr that starts with `error: `.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from recipes.command import ArgumentParser, report_error
+from recipes.config.paths import expand_path
+from recipes.evaluation.request import EvaluateRequest, Subject
+from recipes.evaluation.suite import Suite
+from recipes.run.lock import RunLock
+
+_OUTPUT = "outputs/evaluation"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; the exit code."""
+    try:
+        request = parse_request(arguments)
+        suite = request.load_suite()
+        with RunLock(str(request.output), "--output"):
+            return _evaluate(request, suite)
+    except ValueError as error:
+        return report_error(error, 2)
+    except OSError as error:
+        return report_error(error, 1)
+
+
+def _evaluate(request: EvaluateRequest, suite: Suite) -> int:
+    # Before this line nothing needs torch.
+    from recipes.evaluation.models import find_models
+    from recipes.evaluation.runner import Runner, open_harness
+    from recipes.evaluation.table import build_table
+
+    models = find_models(request.subjects, request.step)
+    harness = open_harness(suite, request)
+    harness.check()
+    runner = Runner(suite, request.output, harness)
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        scores = runner.run(models)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on.")
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    table = build_table(suite, [model.label for model in models], scores)
+    table.write(request.output)
+    print(f"\n{table.to_markdown()}", end="")
+    for failure in runner.failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if runner.failures else 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def parse_request(arguments: Sequence[str]) -> EvaluateRequest:
+    """Raises ValueError for arguments that are none; prints and exits for --help."""
+    parser = ArgumentParser(prog="evaluate.py", description=(__doc__ or "").partition(":")[0])
+    add = parser.add_argument
+    add("--run", nargs="+", action=_Append, dest="subjects", default=[], metavar="DIR",
+        help="run directories (job.dump_folder), whose checkpoint is exported first")  # fmt: skip
+    add("--model", nargs="+", action=_Append, dest="subjects", default=[], metavar="FOLDER",
+        help="Hugging Face folders of causal models, with their tokenizers")  # fmt: skip
+    add("--step", default="latest", metavar="N",
+        help='of every run: "latest" (the default) or a number')  # fmt: skip
+    add("--suite", required=True, metavar="paper|mteb|FILE",
+        help="the paper's benchmarks, its 25 tasks of MTEB, or a file of your own")  # fmt: skip
+    add("--output", metavar="DIR",
+        help=f"folder for results and table (default: {_OUTPUT}/<suite>)")  # fmt: skip
+    add("--batch-size", type=int, default=8, metavar="N",
+        help="sequences at once (default: %(default)s)")  # fmt: skip
+    add("--device", metavar="D", help="such as cuda:1; by default CUDA if there is one, else cpu")
+    given = parser.parse_args(arguments)
+    if given.step != "latest" and not given.step.isdecimal():
+        raise ValueError(f'--step ({given.step}) must be "latest" or a number.')
+    return EvaluateRequest(
+        subjects=given.subjects,
+        suite=given.suite,
+        output=_expand("--output", given.output or f"{_OUTPUT}/{Path(given.suite).stem}"),
+        step=None if given.step == "latest" else int(given.step),
+        batch_size=given.batch_size,
+        device=given.device,
+    )
+
+
+class _Append(argparse.Action):
+    """--run and --model keep the order they are given in: it is that of the table."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        assert option_string is not None
+        added = [
+            Subject(folder=_expand(option_string, path), is_run=option_string == "--run")
+            for path in values
+        ]
+        namespace.subjects = [*namespace.subjects, *added]
+
+
+def _expand(name: str, path: str) -> Path:
+    """A shell leaves `--output=~/x` as it is."""
+    try:
+        return Path(expand_path(path))
+    except ValueError as error:
+        raise ValueError(f"{name} ({path}) {error}") from None
