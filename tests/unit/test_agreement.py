@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from recipes.config.settings import SettingsError
-from recipes.data.config import DataConfig, SourceConfig
+from recipes.data.config import DataConfig, SourceConfig, ValidationSetConfig
 from recipes.run import agreement
 from recipes.run.agreement import check_ranks_agree
 
@@ -16,8 +16,9 @@ SETTINGS = {"training": {"steps": 5, "seq_len": 64}, "nitp": {"weight": 0.5}}
 class Ranks:
     """Takes the place of torch.distributed: this process is one rank after the other."""
 
-    def __init__(self, file: Path) -> None:
-        self.data = DataConfig(sources=[SourceConfig(path=str(file))])
+    def __init__(self, folder: Path) -> None:
+        self.data = DataConfig(sources=[SourceConfig(path=f"{folder}/a.jsonl")])
+        self.sets = [ValidationSetConfig(name="held_out", path=f"{folder}/b.jsonl")]
         self.gathered: list[list[Any]] = []
         """What each rank has brought to each gathering."""
 
@@ -32,23 +33,18 @@ class Ranks:
     def bring(self, settings: dict[str, dict[str, Any]] = SETTINGS) -> None:
         """The next rank, which sees those before it."""
         self.gathered.append([])
-        check_ranks_agree(settings, self.data)
+        check_ranks_agree(settings, self.data, self.sets)
 
 
 @pytest.fixture
-def file(tmp_path) -> Path:
-    file = tmp_path / "a.jsonl"
-    file.write_text('{"text": "a"}\n')
-    return file
-
-
-@pytest.fixture
-def ranks(file, monkeypatch) -> Ranks:
-    ranks = Ranks(file)
+def ranks(tmp_path, monkeypatch) -> Ranks:
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}"}}\n')
+    ranks = Ranks(tmp_path)
     monkeypatch.setattr(agreement, "dist", ranks)
     ranks.bring()
     # Only ranks that differ go on to say in what; the first is asked by name.
-    ranks.gathered[0].append(agreement._collect_facts(SETTINGS, ranks.data))
+    ranks.gathered[0].append(agreement._collect_facts(SETTINGS, ranks.data, ranks.sets))
     return ranks
 
 
@@ -69,10 +65,12 @@ def test_an_option_that_differs_is_named_with_both_values(ranks):
     assert text.startswith("Ranks 0 and 2 differ in nitp.weight (0.5 / 0.25). Start all ranks")
 
 
-def test_a_data_file_of_another_length_is_named(ranks, file):
-    with file.open("a") as stream:
+@pytest.mark.parametrize("name", ["a.jsonl", "b.jsonl"])
+def test_a_file_of_another_length_is_named(ranks, tmp_path, name):
+    """Of the source, and of the held-out set."""
+    with (tmp_path / name).open("a") as stream:
         stream.write("more\n")
-    assert "a.jsonl (14 / 19). Start" in refusal(ranks)
+    assert f"{name} (14 / 19). Start" in refusal(ranks)
 
 
 def test_another_version_is_named(ranks, monkeypatch):
