@@ -70,6 +70,8 @@ class Runner:
                     self._run_rest(model, found)
                 except Exception as error:  # its export, or whatever its files hold
                     self._note_failure(model.label, model.key, error)
+                else:
+                    self._log(model.key).unlink(missing_ok=True)
         return scores
 
     def _load(self, model: Model) -> dict[str, Score]:
@@ -92,6 +94,7 @@ class Runner:
                 score = self._evaluate(evaluator, task, model)
                 if score is not None:
                     self._store.save(model.key, task, self._question(task), score)
+                    self._log(f"{model.key}-{task.name}").unlink(missing_ok=True)
                     found[task.title] = score
                     took_s = time.monotonic() - began
                     print(f"{head}: {100 * score.value:.2f}, {took_s:.0f} s", flush=True)
@@ -105,11 +108,15 @@ class Runner:
             return None
 
     def _note_failure(self, what: str, name: str, error: Exception) -> None:
-        log = self._output / FAILED / f"{name}.log"
+        log = self._log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         self.failures.append(f"{what}: {_describe(error)} Everything it said: {log}")
         print(f"failed: {self.failures[-1]}", flush=True)
+
+    def _log(self, name: str) -> Path:
+        """Of a failure; it goes when the same succeeds."""
+        return self._output / FAILED / f"{name}.log"
 
     def _question(self, task: Task) -> Mapping[str, Any]:
         """What a score depends on, but for the model, the hub's data, and the rounding of the

@@ -184,10 +184,11 @@ def test_a_task_that_fails_stops_no_other_and_is_tried_again(tmp_path, models):
     assert [*scores["one"]] == ["a", "c"]
     (line,) = runner.failures
     assert line.startswith("one, b: RuntimeError: No such thing. Everything it said: ")
-    assert "RuntimeError" in Path(line.rpartition(": ")[2]).read_text()
+    log = Path(line.rpartition(": ")[2])
+    assert "RuntimeError" in log.read_text()
     again = StandIn()
     Runner(SUITE, tmp_path / "out", again).run(models[:1])
-    assert again.calls == ["one", "b"]
+    assert again.calls == ["one", "b"] and not log.exists()
 
 
 def test_a_model_that_cannot_be_loaded_stops_no_other(tmp_path, models):
@@ -202,6 +203,9 @@ def test_a_model_that_cannot_be_loaded_stops_no_other(tmp_path, models):
         "one": [], "two": ["a", "b", "c"],
     }  # fmt: skip
     assert runner.failures[0].startswith("one: OSError: no weights. ")
+    (log,) = tmp_path.glob("out/failed/*")
+    Runner(SUITE, tmp_path / "out", StandIn()).run(models)
+    assert not log.exists()
 
 
 def test_a_device_that_is_not_here_is_refused(tmp_path):
