@@ -15,6 +15,7 @@ from recipes.evaluation.compare import (
 )
 from recipes.evaluation.results import Score
 from recipes.evaluation.suite import EMBEDDING, Suite, Task
+from recipes.markdown import align_table
 
 FILES = ("evaluation.md", "evaluation.json")
 
@@ -51,10 +52,7 @@ class Table:
     def to_markdown(self) -> str:
         others = [f"{label} - {self.labels[0]} [95 %]" for label in self.labels[1:]]
         header = ["benchmark", "shots", "metric", "documents", *self.labels, *others]
-        rows = [self._format(row) for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        lines = [_align(header, widths), _align(rule, widths), *(_align(r, widths) for r in rows)]
+        lines = align_table(header, [self._format(row) for row in self.rows])
         notes = [f"* {note}" for note in self._notes()]
         return "\n".join([f"# {self.suite.title}", "", *lines, "", *notes, ""])
 
@@ -170,8 +168,3 @@ def _show_difference(difference: Difference) -> str:
     if difference.low is None or difference.high is None:
         return text
     return f"{text} [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
-
-
-def _align(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *others = zip(cells, widths, strict=True)
-    return f"| {' | '.join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in others)])} |"

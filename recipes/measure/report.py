@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from recipes.markdown import align_table
 from recipes.measure.states import POST_NORM, PRE_NORM, TARGET, Figures, Target
 
 LIBRARIES = ("nitp-torchtitan", "torchtitan", "torch")
@@ -46,10 +47,7 @@ class Report:
              _show(f.constant_loss, 4), f"{f.num_states:,}"]
             for f in self.figures
         ]  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        table = [_align(header, widths), _align(rule, widths), *(_align(r, widths) for r in rows)]
-        return "\n".join([*(f"* {fact}" for fact in facts), "", *table, ""])
+        return "\n".join([*(f"* {fact}" for fact in facts), "", *align_table(header, rows), ""])
 
     def to_json(self) -> dict[str, Any]:
         """NaN, which JSON has not, becomes null."""
@@ -81,8 +79,3 @@ class Report:
 
 def _show(value: float | None, num_digits: int) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.{num_digits}f}"
-
-
-def _align(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *others = zip(cells, widths, strict=True)
-    return f"| {' | '.join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in others)])} |"

@@ -46,6 +46,7 @@ TORCH_FREE = [
     "recipes/evaluation/table.py",
     "recipes/export/command.py",
     "recipes/export/request.py",
+    "recipes/markdown.py",
     "recipes/measure/command.py",
     "recipes/measure/request.py",
     "recipes/models/shapes.py",

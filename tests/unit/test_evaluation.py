@@ -287,6 +287,19 @@ def test_means_are_over_the_tasks_that_every_model_has():
     json.dumps(table.to_json())
 
 
+def test_a_title_with_a_bar_stays_in_its_cell():
+    task = Task(name="a", label="x|y")
+    suite = Suite(name="s", title="S", harness="lm-eval", tasks=[task])
+    lines = (
+        build_table(suite, ["m"], {"m": {"x|y": score([1, 0, 0, 1])}}).to_markdown().splitlines()
+    )
+    assert lines[2:5] == [
+        "| benchmark | shots | metric | documents |     m |",
+        "| --------- | ----: | -----: | --------: | ----: |",
+        "| x\\|y      |     2 |    acc |         4 | 50.00 |",
+    ]
+
+
 def test_the_suites_of_this_package_are_valid():
     for path in FOLDER.glob("*.toml"):
         assert load_suite(path.stem).tasks
