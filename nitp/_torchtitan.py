@@ -65,6 +65,7 @@ __all__ = [
     "get_metrics_rank",
     "replicated_weight_sharding",
     "resolve_fsdp_mesh",
+    "skip_lm_head",
     "split_into_stages",
 ]
 
@@ -78,6 +79,12 @@ def built_class(config: Any) -> type:
 def replicated_weight_sharding() -> SpmdLayout:
     """Placement of a weight that every model-parallel rank holds whole."""
     return dense_param_placement(tp=spmd.R)
+
+
+def skip_lm_head(decoder: Any) -> None:
+    """Let a decoder return hidden states instead of logits, as TorchTitan's trainer does for a loss
+    that applies the unembedding chunk by chunk."""
+    decoder._skip_lm_head = True
 
 
 def flush_tensorboard(logger: BaseLogger) -> None:

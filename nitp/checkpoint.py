@@ -48,6 +48,10 @@ class NITPCheckpointManager(CheckpointManager):
         from_quantized: bool,
     ) -> None:
         """Load in place. Raises ValueError, one line, for a checkpoint that does not fit."""
+        if self.states[MODEL].state_dict().keys().isdisjoint(state_dict):
+            # A part of the run's state by itself, as torchft's replicas keep their loader's.
+            super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
+            return
         planner = _ProjectorPlanner(self._has_projector, self._allow_projector_change)
         try:
             if from_hf:

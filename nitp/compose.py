@@ -5,6 +5,7 @@ from torchtitan.config import ParallelismConfig
 from torchtitan.models.common.decoder import Decoder
 from torchtitan.trainer import Trainer
 
+from nitp._torchtitan import built_class
 from nitp.config import GeometryConfig, NITPConfig
 from nitp.measured import MeasuredLoss
 
@@ -12,7 +13,7 @@ from nitp.measured import MeasuredLoss
 def check_composition(config: Trainer.Config, nitp: NITPConfig, geometry: GeometryConfig) -> None:
     """Raise ValueError naming the option of `config` that does not run with NITP, or with the
     measurements of a run that has them."""
-    if geometry.enable and isinstance(config.loss, MeasuredLoss.Config):
+    if geometry.enable and issubclass(built_class(config.loss), MeasuredLoss):
         _check_geometry(config, geometry)
     if not nitp.is_active:
         return
@@ -21,6 +22,14 @@ def check_composition(config: Trainer.Config, nitp: NITPConfig, geometry: Geomet
     tp, cp = parallelism.tensor_parallel_degree, parallelism.context_parallel_degree
     pp = parallelism.pipeline_parallel_degree
     _check_plain_tensors(config, "nitp.enable = false")
+    # An option of TorchTitan's graph trainer alone.
+    mode = getattr(config.compile, "mode", None)
+    if mode is not None:
+        raise ValueError(
+            f'compile.mode ("{mode}") must be None: the loss runs its own backward chunk by chunk, '
+            "which a trace of the whole step would lose. Set compile.mode to None, or "
+            "nitp.enable = false."
+        )
     if cp > 1 and parallelism.context_parallel_load_balancer == "ptrr":
         raise ValueError(
             'parallelism.context_parallel_load_balancer ("ptrr") must be "headtail" or "none": '

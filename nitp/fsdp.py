@@ -19,16 +19,18 @@ def one_projector_sync(
 
     The whole decoder is told that more backwards follow; P alone synchronises, in the last chunk's
     backward (call the yielded function before it). The decoder's own backward, which follows, waits
-    for P's reduction. A pipeline keeps P gathered until the schedule ends the stage's step.
+    for P's reduction. A pipeline keeps P gathered until the schedule ends the stage's step. Where
+    the decoder is sharded by other means than FSDP2, P is a root of its own and waits itself.
     """
     if not isinstance(projector, FSDPModule):
         yield lambda: None
         return
-    assert isinstance(decoder, FSDPModule)
+    root = decoder if isinstance(decoder, FSDPModule) else projector
 
     def before_last_chunk() -> None:
         projector.set_requires_gradient_sync(True, recurse=False)
         projector.set_reshard_after_backward(not is_pipelined, recurse=False)
+        projector.set_is_last_backward(root is projector)
 
     # An explicit unshard leaves no all-gather event behind, which CUDA graph capture refuses.
     projector.unshard()
@@ -36,9 +38,9 @@ def one_projector_sync(
         yield lambda: None
         projector.reshard()
         return
-    _set_last_backward(decoder, False)
+    _set_last_backward(root, False)
     yield before_last_chunk
-    _set_last_backward(decoder, not is_pipelined)
+    _set_last_backward(root, not is_pipelined)
 
 
 @contextmanager

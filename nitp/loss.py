@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torchtitan.config import CompileConfig
+from torchtitan.tools.logging import logger
 
 from nitp import objective
 from nitp._torchtitan import GradAccumulator
@@ -19,6 +20,7 @@ from nitp.config import NITPConfig
 from nitp.decoder import NITPOutput
 from nitp.fsdp import hold_stage, one_projector_sync
 from nitp.measured import MeasuredLoss
+from nitp.pairs import PAIR_WEIGHT
 from nitp.projector import PROJECTOR_NAME
 from nitp.sequence import SequenceShards
 
@@ -43,6 +45,8 @@ class _Attached(NamedTuple):
     shards: SequenceShards
     is_pipelined: bool
     sums: torch.Tensor
+    trainer_name: str
+    """For messages."""
 
 
 class NITPLoss(MeasuredLoss):
@@ -59,7 +63,8 @@ class NITPLoss(MeasuredLoss):
 
     @dataclass(kw_only=True, slots=True)
     class Config(MeasuredLoss.Config):
-        pass
+        is_given_whole: bool = False
+        """Whether the configuration had `loss_fn` alone, which it gets back without NITP."""
 
     def __init__(self, config: Config, *, compile_config: CompileConfig | None = None) -> None:
         super().__init__(config, compile_config=compile_config)
@@ -67,6 +72,9 @@ class NITPLoss(MeasuredLoss):
         self._maybe_compile_alignment(compile_config)
         self._attached: _Attached | None = None
         self._term: _Term | None = None
+        self.is_reached = False
+        """Whether a step has come by with pair weights."""
+        self._has_warned = False
 
     def _maybe_compile_alignment(self, config: CompileConfig | None) -> None:
         if config is not None and config.enable and "loss" in config.components:
@@ -80,6 +88,7 @@ class NITPLoss(MeasuredLoss):
         device: torch.device,
         *,
         is_pipelined: bool,
+        trainer_name: str,
     ) -> None:
         """Take the (parallelised) decoder that owns the projector, the run's options, and how
         sequences are sharded.
@@ -94,7 +103,9 @@ class NITPLoss(MeasuredLoss):
         sums = torch.zeros(len(Sum), device=device, dtype=torch.float32)
         decoder.register_buffer("nitp_sums", sums, persistent=False)
         projector = getattr(decoder, PROJECTOR_NAME)
-        self._attached = _Attached(decoder, projector, nitp, shards, is_pipelined, sums)
+        self._attached = _Attached(
+            decoder, projector, nitp, shards, is_pipelined, sums, trainer_name
+        )
 
     @property
     def _run(self) -> _Attached:
@@ -119,6 +130,9 @@ class NITPLoss(MeasuredLoss):
         global_valid_tokens: torch.Tensor | None = None,
         **loss_inputs: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if isinstance(pred, torch.Tensor):
+            return self._run_without_pairs(pred, labels, global_valid_tokens, **loss_inputs)
+        self.is_reached = True
         out = NITPOutput(*pred)
         run_term = self._run_alignment if self.nitp.uses_target else self._run_token_cosine
         assert self.lm_head is not None
@@ -129,11 +143,29 @@ class NITPLoss(MeasuredLoss):
         self._term = None
         return loss, metrics
 
+    def _run_without_pairs(
+        self, h_BLD: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Cross entropy alone, for a validator that calls the model without pair weights: one that
+        does not go through NITPValidator.post_dataloading_process."""
+        if h_BLD.requires_grad:
+            raise ValueError(
+                f"{self._run.trainer_name} calls its model without {PAIR_WEIGHT}, so NITP would "
+                "not train. Its train_step must call forward_backward_step with the batches that "
+                "it is given, and that must call post_dataloading_process and pass on what it "
+                "returns."
+            )
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(f"Validation has no NITP figures: it gives the model no {PAIR_WEIGHT}.")
+        return super().__call__(h_BLD, *args, **kwargs)
+
     # ------------------------------------------------------------------------ L_NITP
 
     def _run_alignment(self, out: NITPOutput) -> "_Term":
         """lambda * L_NITP of these rows, run to its gradients, and its entries of `sums`."""
-        decoder, projector, _, shards, is_pipelined, _ = self._run
+        run = self._run
+        shards = run.shards
         is_training = out.h_BLD.requires_grad
         moves_target = is_training and out.z_BLD.requires_grad
         # Under tensor parallelism each rank projects its own slice of the sequence.
@@ -147,7 +179,10 @@ class NITPLoss(MeasuredLoss):
         grad_target = self._grad_accumulator(target_BLD) if moves_target else None
         values, cosines = [], []
         with one_projector_sync(
-            decoder, projector, is_training=is_training, is_pipelined=is_pipelined
+            run.decoder,
+            run.projector,
+            is_training=is_training,
+            is_pipelined=run.is_pipelined,
         ) as before_last_chunk:
             for index in range(self.num_chunks):
                 if index == self.num_chunks - 1:

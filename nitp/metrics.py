@@ -172,9 +172,10 @@ class NITPMetricsProcessor(MetricsProcessor):
         loss = self._run.loss
         if loss is None:
             return {}
-        sums = self._reduced_sums(loss)
-        nitp_loss = float(sums[Sum.NITP] / sums[Sum.WEIGHT].clamp(min=1))
-        return {"validation_metrics/nitp_loss": nitp_loss}
+        sums = self._reduced_sums(loss).tolist()
+        if sums[Sum.WEIGHT] == 0.0:
+            return {}
+        return {"validation_metrics/nitp_loss": sums[Sum.NITP] / sums[Sum.WEIGHT]}
 
     def _measure(
         self,

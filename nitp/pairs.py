@@ -1,7 +1,5 @@
 """Which positions of a batch form NITP pairs, and the model input that carries their weight."""
 
-from typing import Any
-
 import torch
 from torchtitan.config import ParallelismConfig
 from torchtitan.distributed import ParallelDims
@@ -9,6 +7,9 @@ from torchtitan.distributed import ParallelDims
 from nitp import objective
 from nitp._torchtitan import cp_shard
 from nitp.config import NITPConfig
+
+Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+"""What a data loader gives: (model inputs by name, labels)."""
 
 PAIR_WEIGHT = "pair_weight_BL"
 """Name of the model input. A tensor, not state on the loss: it survives CUDA graph replay,
@@ -40,17 +41,26 @@ def pair_mask(
     return mask_BL, mask_BL.sum()
 
 
+def take_pair_weight(
+    input_dict: dict[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(the pair weights, everything else): what lies between the loader and the model, a user's
+    too, need not know of them."""
+    others = {name: x for name, x in input_dict.items() if name != PAIR_WEIGHT}
+    return {name: x for name, x in input_dict.items() if name == PAIR_WEIGHT}, others
+
+
 def shard_pair_weight(
-    model_inputs: dict[str, Any], dims: ParallelDims, parallelism: ParallelismConfig
-) -> dict[str, Any]:
-    """`model_inputs` with the pair weights on this rank's part of the sequence, as TorchTitan's
-    context parallelism has placed inputs, labels and positions."""
-    if PAIR_WEIGHT not in model_inputs or not dims.cp_enabled:
-        return model_inputs
+    pair_weight: dict[str, torch.Tensor], dims: ParallelDims, parallelism: ParallelismConfig
+) -> dict[str, torch.Tensor]:
+    """The pair weights, if any, on this rank's part of the sequence, as TorchTitan's context
+    parallelism has placed inputs, labels and positions."""
+    if not pair_weight or not dims.cp_enabled:
+        return pair_weight
     (weight_BL,), _ = cp_shard(
         dims.get_mesh("cp"),
-        (model_inputs[PAIR_WEIGHT],),
+        (pair_weight[PAIR_WEIGHT],),
         None,
         parallelism.context_parallel_load_balancer,
     )
-    return {**model_inputs, PAIR_WEIGHT: weight_BL}
+    return {PAIR_WEIGHT: weight_BL}

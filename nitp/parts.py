@@ -15,6 +15,7 @@ from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.components.validate import Validator
 from torchtitan.config import derive
 from torchtitan.models.common.decoder import Decoder
+from torchtitan.models.common.feed_forward import FeedForward
 from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.trainer import Trainer
 
@@ -22,6 +23,7 @@ from nitp._torchtitan import built_class
 from nitp.checkpoint import NITPCheckpointManager, without_projector
 from nitp.config import NITPConfig
 from nitp.decoder import NITPDecoder, nitp_decoder_class
+from nitp.extend import extended_config, plain_config
 from nitp.loss import NITPLoss
 from nitp.measured import MeasuredLoss
 from nitp.metrics import NITPMetricsProcessor
@@ -37,10 +39,13 @@ COMPONENTS: dict[str, tuple[Any, Any]] = {
 """Field of the configuration -> (TorchTitan's class, NITP's subclass)."""
 
 
-def fit_parts(config: Trainer.Config, nitp: NITPConfig) -> dict[str, Any]:
+def fit_parts(
+    config: Trainer.Config, nitp: NITPConfig, *, rebuild_projector: bool = False
+) -> dict[str, Any]:
     """The fields of `config` that a run with these options needs; none that has them is changed.
 
-    With NITP off that is the plain model and loss; whatever else `config` has stays.
+    With NITP off that is the plain model and loss; whatever else `config` has stays. A projector
+    that is there already must have the shape that the options ask for, unless it may be rebuilt.
 
     Raises ValueError, naming the field, for what NITP cannot work with.
     """
@@ -51,37 +56,48 @@ def fit_parts(config: Trainer.Config, nitp: NITPConfig) -> dict[str, Any]:
     if not nitp.is_active:
         return {"model_spec": _plain_model(spec), "loss": _plain_loss(config.loss)}
     return {
-        "model_spec": _convert_model(spec, nitp),
+        "model_spec": _convert_model(spec, nitp, rebuild_projector),
         "loss": _convert_loss(config.loss),
         **{name: _convert_component(name, getattr(config, name)) for name in COMPONENTS},
     }
 
 
 def _convert_component(name: str, component: Any) -> Any:
-    """NITP's subclass in the place of TorchTitan's class; a subclass of NITP's is the user's."""
-    plain, extended = COMPONENTS[name]
-    if isinstance(component, extended.Config):
+    """The same component with NITP's part, whatever subclass of TorchTitan's class it is."""
+    plain, part = COMPONENTS[name]
+    if issubclass(built_class(component), plain):
+        return _extend(part, component)
+    if name == "checkpoint":
+        # Another manager than DCP's: it saves and loads the projector with the model, or says why
+        # not. What NITP adds to DCP's is only the permission to load without it.
         return component
-    if type(component) is plain.Config:
-        return derive(component, extended.Config)
     raise ValueError(
-        f"{name} ({type(component).__qualname__}) must be {plain.__name__}.Config or derive from "
-        f"{extended.__name__}.Config: NITP's part would be missing in another class. Derive "
-        f"{built_class(component).__name__} from {extended.__module__}.{extended.__name__}."
+        f"{name} ({type(component).__qualname__}) must be the Config of a subclass of "
+        f"{plain.__module__}.{plain.__name__}: NITP adds its part to that. Derive "
+        f"{built_class(component).__name__} from it."
     )
+
+
+def _extend(part: Any, component: Any) -> Any:
+    given: Any = type(component)
+    wanted = extended_config(part, given)
+    return component if wanted is given else derive(component, wanted)
 
 
 # ------------------------------------------------------------------------ model
 
 
-def _convert_model(spec: ModelSpec, nitp: NITPConfig) -> ModelSpec:
+def _convert_model(spec: ModelSpec, nitp: NITPConfig, rebuild_projector: bool) -> ModelSpec:
     """The same model, of the NITP subclass, with the projector sharded and staged beside it."""
     model: Any = spec.model
     nitp.check_depth(len(model.layers))
     projector = build_projector_config(model.dim, nitp)
     if issubclass(built_class(model), NITPDecoder):
-        _check_projector(model.nitp_projector, projector, nitp)
-        return spec
+        if _width(model.nitp_projector) == _width(projector):
+            return spec
+        if not rebuild_projector:
+            raise _projector_error(model.nitp_projector, projector, nitp)
+        return replace(spec, model=replace(model, nitp_projector=projector))
     config_class: Any = nitp_decoder_class(built_class(model)).Config
     return replace(
         spec,
@@ -103,33 +119,44 @@ def _plain_model(spec: ModelSpec) -> ModelSpec:
     return replace(spec, model=derive(spec.model, decoder_class.plain_class.Config))
 
 
-def _check_projector(built: Any, asked: Any, nitp: NITPConfig) -> None:
-    """The projector may have been converted (to float8, to another platform) since it was built."""
-    widths = [0 if config is None else config.w1.out_features for config in (built, asked)]
-    if widths[0] != widths[1]:
-        raise ValueError(
-            f'nitp.projector ("{nitp.projector}"), nitp.projector_ratio ({nitp.projector_ratio}) '
-            f'and nitp.loss ("{nitp.loss}") ask for a projector of width {widths[1]}, but '
-            f"with_nitp has built one of width {widths[0]} (0: none). Give them to with_nitp."
-        )
+def _width(projector: FeedForward.Config | None) -> int:
+    """Its hidden width: the rest may have been converted (to float8, to another platform)."""
+    return 0 if projector is None else projector.w1.out_features
+
+
+def _projector_error(built: Any, asked: Any, nitp: NITPConfig) -> ValueError:
+    return ValueError(
+        f'nitp.projector ("{nitp.projector}"), nitp.projector_ratio ({nitp.projector_ratio}) '
+        f'and nitp.loss ("{nitp.loss}") ask for a projector of width {_width(asked)}, but '
+        f"with_nitp has built one of width {_width(built)} (0: none). Give them to with_nitp."
+    )
 
 
 # ------------------------------------------------------------------------ loss
 
 
-def _convert_loss(loss: Any) -> NITPLoss.Config:
-    """The same cross entropy in the same chunks, joined by NITP."""
-    if isinstance(loss, NITPLoss.Config):
-        return loss
-    is_chunked = type(loss) in (ChunkedLossWrapper.Config, MeasuredLoss.Config)
-    if not is_chunked or type(loss.loss_fn) is not CrossEntropyLoss.Config:
+def _convert_loss(loss: Any) -> Any:
+    """The same cross entropy, joined by NITP in the same chunks or, where it has none, in as many
+    as TorchTitan's default."""
+    if isinstance(loss, CrossEntropyLoss.Config):
+        return NITPLoss.Config(loss_fn=_check_cross_entropy(loss), is_given_whole=True)
+    if not isinstance(loss, ChunkedLossWrapper.Config):
+        _check_cross_entropy(loss)
+    _check_cross_entropy(loss.loss_fn)
+    return _extend(NITPLoss, loss)
+
+
+def _check_cross_entropy(loss: Any) -> Any:
+    if type(loss) is not CrossEntropyLoss.Config:
         raise ValueError(
-            f"loss ({type(loss).__qualname__}) must be ChunkedLossWrapper over CrossEntropyLoss: "
-            "NITP joins cross entropy chunk by chunk. Use ChunkedLossWrapper.Config("
-            "loss_fn=CrossEntropyLoss.Config(global_vocab_size=...))."
+            f"loss ({type(loss).__qualname__}) must be CrossEntropyLoss, by itself or in a "
+            "ChunkedLossWrapper: NITP joins cross entropy chunk by chunk. Use "
+            "ChunkedLossWrapper.Config(loss_fn=CrossEntropyLoss.Config(global_vocab_size=...))."
         )
-    return derive(loss, NITPLoss.Config)
+    return loss
 
 
 def _plain_loss(loss: Any) -> Any:
-    return derive(loss, ChunkedLossWrapper.Config) if isinstance(loss, NITPLoss.Config) else loss
+    if not issubclass(built_class(loss), NITPLoss):
+        return loss
+    return loss.loss_fn if loss.is_given_whole else derive(loss, plain_config(MeasuredLoss, loss))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torchtitan.distributed.utils import dist_sum_tensor
+from torchtitan.tools.logging import logger
 from torchtitan.trainer import Trainer
 
 from nitp.compose import check_composition
@@ -15,17 +16,22 @@ from nitp.loss import NITPLoss
 from nitp.measured import MeasuredLoss
 from nitp.meter import GeometryMeter
 from nitp.metrics import NITPMetricsProcessor, StepContext
-from nitp.pairs import PAIR_WEIGHT, pair_mask, shard_pair_weight
+from nitp.pairs import PAIR_WEIGHT, Batch, pair_mask, shard_pair_weight, take_pair_weight
 from nitp.parts import fit_parts
 from nitp.projector import PROJECTOR_NAME
+from nitp.seams import (
+    StepBatches,
+    check_parts_are_used,
+    hand_over_lm_head,
+    refuse_updates_without,
+)
 from nitp.sequence import SequenceShards
 from nitp.start import HiddenGradients, init_moments
 
-Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
-
 
 class NITPTrainer(Trainer):
-    """TorchTitan's trainer for a configuration made by `with_nitp`."""
+    """TorchTitan's trainer for a configuration made by `with_nitp`, and NITP's part of any other
+    trainer: each method here runs before that one's own, which may replace TorchTitan's."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(Trainer.Config):
@@ -38,12 +44,28 @@ class NITPTrainer(Trainer):
         config = self.fit(config)
         check_composition(config, config.nitp, config.geometry)
         super().__init__(config)
-        loss = self.loss_fn if isinstance(self.loss_fn, NITPLoss) else None
+        if config.nitp.is_active and config.loss.is_given_whole:
+            logger.info(
+                f"NITP joins the loss in {config.loss.num_chunks} chunks of the sequence, "
+                "TorchTitan's default: equal to rounding, with less memory."
+            )
+        loss = None
         decoder, dims = self.model_parts[-1], self.parallel_dims
         shards = SequenceShards.from_config(dims, config.parallelism, config.training.seq_len)
-        if loss is not None:
-            is_pipelined = dims.pp_enabled
-            loss.attach(decoder, config.nitp, shards, self.device, is_pipelined=is_pipelined)
+        if config.nitp.is_active:
+            check_parts_are_used(self)
+            loss = self.loss_fn
+            assert isinstance(loss, NITPLoss)
+            loss.attach(
+                decoder,
+                config.nitp,
+                shards,
+                self.device,
+                is_pipelined=dims.pp_enabled,
+                trainer_name=type(self).__name__,
+            )
+            if self._has_loss:
+                hand_over_lm_head(loss, decoder)
         self._meter = self._attach_meter(decoder, shards)
         if isinstance(self.metrics_processor, NITPMetricsProcessor):
             max_norm = config.training.max_norm
@@ -60,8 +82,7 @@ class NITPTrainer(Trainer):
     def _attach_meter(self, decoder: nn.Module, shards: SequenceShards) -> GeometryMeter | None:
         """Let the loss show its states to a meter, on ranks that have a loss."""
         loss, geometry, nitp = self.loss_fn, self.config.geometry, self.config.nitp
-        has_loss = not self.parallel_dims.pp_enabled or self.pp_has_last_stage
-        if not (isinstance(loss, MeasuredLoss) and geometry.enable and has_loss):
+        if not (isinstance(loss, MeasuredLoss) and geometry.enable and self._has_loss):
             return None
         loss.meter = GeometryMeter(
             decoder,
@@ -84,6 +105,11 @@ class NITPTrainer(Trainer):
         self._meter.is_counting = is_read or not self.config.training.disable_cuda_graphs
 
     @property
+    def _has_loss(self) -> bool:
+        """Whether the last stage is on this rank."""
+        return not self.parallel_dims.pp_enabled or self.pp_has_last_stage
+
+    @property
     def _is_started(self) -> bool:
         """Whether NITP trains in this step."""
         return self.step >= self.config.nitp.start_step
@@ -91,14 +117,19 @@ class NITPTrainer(Trainer):
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
         self._start_meter()
         if not isinstance(self.loss_fn, NITPLoss):
-            return super().train_step(data_iterator)
+            super().train_step(data_iterator)
+            return
         num_batches = self.gradient_accumulation_steps * self.num_pipeline_parallel_microbatches
         batches = [next(data_iterator) for _ in range(num_batches)]
         self.loss_fn.sums.zero_()
         self._projector_grads.show()
         if not self._is_started:
             init_moments(self.optimizers)
-        return super().train_step(iter(self._weigh_pairs(self.loss_fn, batches)))
+        weighed = StepBatches(self._weigh_pairs(self.loss_fn, batches), type(self).__name__)
+        if self._has_loss and not self.loss_fn.is_reached:
+            refuse_updates_without(self.loss_fn, self.optimizers, type(self).__name__)
+        super().train_step(weighed)
+        weighed.check_all_drawn()
 
     def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
         self._projector_grads.show()
@@ -139,9 +170,11 @@ class NITPTrainer(Trainer):
     def post_dataloading_process(
         self, input_dict: dict[str, torch.Tensor], labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        inputs, labels, model_inputs = super().post_dataloading_process(input_dict, labels)
+        weight, others = take_pair_weight(input_dict)
+        inputs, labels, model_inputs = super().post_dataloading_process(others, labels)
         parallelism = self.config.parallelism
-        return inputs, labels, shard_pair_weight(model_inputs, self.parallel_dims, parallelism)
+        weight = shard_pair_weight(weight, self.parallel_dims, parallelism)
+        return inputs, labels, model_inputs | weight
 
     @property
     def batch_degree(self) -> int:

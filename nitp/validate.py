@@ -33,14 +33,16 @@ class NITPValidator(Validator):
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         if self._meter is not None:
             self._meter.make_room(len(labels))
+        weight: dict[str, torch.Tensor] = {}
         if isinstance(self.loss_fn, NITPLoss):
             # Weight 1 per pair: validation knows its number of pairs only at the end.
             mask_BL, _ = pair_mask(input_dict, labels, self.loss_fn.nitp)
-            input_dict = {**input_dict, PAIR_WEIGHT: mask_BL.float()}
+            weight = {PAIR_WEIGHT: mask_BL.float()}
         inputs, labels, model_inputs = super().post_dataloading_process(
             input_dict, labels, model_parts
         )
-        return inputs, labels, shard_pair_weight(model_inputs, self.parallel_dims, self.parallelism)
+        weight = shard_pair_weight(weight, self.parallel_dims, self.parallelism)
+        return inputs, labels, model_inputs | weight
 
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
         if isinstance(self.loss_fn, NITPLoss):

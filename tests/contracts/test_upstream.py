@@ -53,6 +53,11 @@ def test_the_chunked_loss_hands_its_gradient_to_an_overridable_bridge():
     ]  # fmt: skip
 
 
+def test_a_decoder_that_is_told_to_returns_hidden_states():
+    assert decoder.Decoder._skip_lm_head is False
+    assert "self._skip_lm_head" in inspect.getsource(decoder.Decoder.forward)
+
+
 def test_the_trainer_has_the_seams_that_nitp_overrides():
     assert parameters(Trainer.train_step) == ["self", "data_iterator"]
     source = inspect.getsource(Trainer.post_dataloading_process)

@@ -2,24 +2,26 @@
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import pytest
-from torchtitan.components.checkpointer import CheckpointManager
+from torchtitan.components.checkpointer import BaseCheckpointManager, CheckpointManager
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss, MSELoss
 from torchtitan.components.metrics import MetricsProcessor
-from torchtitan.components.validate import Validator
+from torchtitan.components.validate import BaseValidator, Validator
 from torchtitan.config import TrainingConfig
 from torchtitan.models.llama3 import model_registry
 from torchtitan.models.llama3.model import Llama3Model
 from torchtitan.trainer import Trainer
 
 from nitp import NITPConfig, with_nitp
+from nitp._torchtitan import built_class
 from nitp.compose import check_composition
 from nitp.config import GeometryConfig
 from nitp.decoder import nitp_decoder_class
 from nitp.loss import NITPLoss
 from nitp.metrics import NITPMetricsProcessor
-from nitp.parts import fit_parts
+from nitp.parts import COMPONENTS, fit_parts
 from nitp.trainer import NITPTrainer
 
 
@@ -59,18 +61,62 @@ def test_a_target_beyond_the_last_layer_is_refused(config):
         with_nitp(config, NITPConfig(target_layer=depth + 1))
 
 
+class MyCrossEntropy(CrossEntropyLoss):
+    @dataclass(kw_only=True, slots=True)
+    class Config(CrossEntropyLoss.Config):
+        pass
+
+
+class MyChunks(ChunkedLossWrapper):
+    @dataclass(kw_only=True, slots=True)
+    class Config(ChunkedLossWrapper.Config):
+        pass
+
+
 @pytest.mark.parametrize(
-    "loss", [CrossEntropyLoss.Config(), ChunkedLossWrapper.Config(loss_fn=MSELoss.Config())]
+    "loss",
+    [
+        MSELoss.Config(),
+        MyCrossEntropy.Config(),
+        ChunkedLossWrapper.Config(loss_fn=MSELoss.Config()),
+        ChunkedLossWrapper.Config(loss_fn=MyCrossEntropy.Config()),
+    ],
 )
-def test_another_loss_is_refused(config, loss):
-    with pytest.raises(ValueError, match="must be ChunkedLossWrapper over CrossEntropyLoss"):
+def test_another_loss_than_cross_entropy_is_refused(config, loss):
+    with pytest.raises(ValueError, match=r"loss \(My\w+|MSE.* must be CrossEntropyLoss, by itself"):
         with_nitp(replace(config, loss=loss), NITPConfig(target_layer=2))
 
 
-def test_a_second_application_is_refused(config):
-    once = with_nitp(config, NITPConfig(target_layer=2))
-    with pytest.raises(ValueError, match="Apply it once"):
-        with_nitp(once, NITPConfig(target_layer=2))
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CrossEntropyLoss.Config(global_vocab_size=77),
+        MyChunks.Config(num_chunks=4, loss_fn=CrossEntropyLoss.Config(global_vocab_size=77)),
+    ],
+)
+def test_cross_entropy_whole_or_in_a_users_chunks_is_joined_and_given_back(config, loss):
+    result = with_nitp(replace(config, loss=loss), NITPConfig(target_layer=2))
+    assert issubclass(built_class(result.loss), NITPLoss)
+    assert result.loss.loss_fn.global_vocab_size == 77
+    # TorchTitan's default number of chunks for a loss that has none.
+    assert result.loss.num_chunks == (4 if isinstance(loss, MyChunks.Config) else 8)
+    plain = fit(result, enable=False).loss
+    assert type(plain) is type(loss) and plain == loss
+
+
+@pytest.mark.parametrize("projector_ratio", [4.0, 2.0])
+def test_a_second_application_replaces_the_options(config, projector_ratio):
+    nitp = NITPConfig(target_layer=3, weight=0.4, projector_ratio=projector_ratio)
+    again = with_nitp(with_nitp(config, NITPConfig(target_layer=2)), nitp)
+    expected = with_nitp(config, nitp)
+    assert again.nitp == nitp and again.to_dict() == expected.to_dict()
+    assert [type(getattr(again, f.name)) for f in fields(again)] == [
+        type(getattr(expected, f.name)) for f in fields(expected)
+    ]
+    # The functions around the model are put on once.
+    assert again.model_spec.parallelize_fn is expected.model_spec.parallelize_fn
+    off = with_nitp(again, NITPConfig(enable=False))
+    assert off.loss == config.loss and off.model_spec.model == config.model_spec.model
 
 
 # ------------------------------------------------------------------------ a user's own classes
@@ -108,11 +154,32 @@ OWN = {
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_users_own_class_is_refused_by_name(config, name):
+def test_a_users_own_class_is_extended_with_its_fields(config, name):
     own = OWN[name]
-    message = rf"{name} \({type(own).__qualname__}\) must be .* Derive My\w+ from nitp\."
+    (field,) = {f.name for f in fields(own)} - {f.name for f in fields(type(own).__mro__[1])}
+    extended = getattr(with_nitp(replace(config, **{name: own}), NITPConfig(target_layer=2)), name)
+    assert isinstance(extended, type(own)) and getattr(extended, field) == getattr(own, field)
+    assert issubclass(built_class(extended), COMPONENTS[name][1])
+
+
+class OtherCheckpoints(BaseCheckpointManager):
+    """As TorchTitan's TorchCheckpointingManager: beside DCP's, not derived from it."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseCheckpointManager.Config):
+        pass
+
+
+def test_another_checkpoint_manager_than_dcps_is_kept(config):
+    own = OtherCheckpoints.Config(interval=7)
+    assert with_nitp(replace(config, checkpoint=own), NITPConfig(target_layer=2)).checkpoint is own
+
+
+def test_a_validator_that_is_none_is_refused_by_name(config):
+    own: Any = BaseValidator.Config()
+    message = r"validator \(BaseValidator.Config\) must be .* Derive BaseValidator from it"
     with pytest.raises(ValueError, match=message):
-        with_nitp(replace(config, **{name: own}), NITPConfig(target_layer=2))
+        with_nitp(replace(config, validator=own), NITPConfig(target_layer=2))
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -169,10 +236,10 @@ def test_another_projector_than_was_built_is_refused(config, options, width):
         fit(config, **options)
 
 
-def test_a_class_put_in_later_is_refused_too(config):
+def test_a_class_put_in_later_is_extended_too(config):
     config = with_nitp(config, NITPConfig(target_layer=2))
-    with pytest.raises(ValueError, match=r"metrics \(MyMetrics.Config\) must be"):
-        fit(replace(config, metrics=OWN["metrics"]))
+    later = fit(replace(config, metrics=OWN["metrics"])).metrics
+    assert later.channel == "#runs" and issubclass(built_class(later), NITPMetricsProcessor)
 
 
 @pytest.mark.parametrize(("start_step", "is_error"), [(10, False), (11, True)])
