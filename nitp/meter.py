@@ -49,6 +49,7 @@ class GeometryMeter:
         decoder: Any,
         options: GeometryConfig,
         *,
+        freq: int,
         has_targets: bool,
         num_rows: int,
         num_chunks: int,
@@ -56,9 +57,10 @@ class GeometryMeter:
         dims: ParallelDims,
         device: torch.device,
     ) -> None:
-        """decoder: the stage with norm and unembedding. num_rows: of this rank in a step.
-        num_chunks: cuts of the sequence, which bound what is held in float32 at a time."""
-        self.options = options
+        """decoder: the stage with norm and unembedding. freq: steps between two measurements.
+        num_rows: of this rank in a step. num_chunks: cuts of the sequence, which bound what is
+        held in float32 at a time."""
+        self.freq = freq
         self.is_counting = True
         """Whether what is added is measured. A CUDA graph keeps what it was captured with."""
         self._shards, self._dims, self._num_chunks = shards, dims, num_chunks
@@ -122,6 +124,10 @@ class GeometryMeter:
         self._pre_norm = args[0]
 
     # ------------------------------------------------------------------------ between steps
+
+    def is_due(self, step: int) -> bool:
+        """Whether a logged step is measured."""
+        return step == 1 or step % self.freq == 0
 
     def zero_(self) -> None:
         """Start anew."""

@@ -45,6 +45,7 @@ class _Pending(NamedTuple):
     """Figures that another thread works on."""
 
     step: int
+    prefix: str
     tags: Future[dict[str, float]]
 
 
@@ -67,8 +68,8 @@ class NITPMetricsProcessor(MetricsProcessor):
     Of the states that the loss's meter has seen, from the ranks that hold the loss:
     `geometry/average_cosine` and `nitp/constant_loss`, `nitp/skill` for the cosine loss, the
     same under `validation_metrics/`. `effective_rank` is of the first of these ranks alone, and
-    comes when its eigenvalues are known: before what is logged next, under its own step. A figure
-    that does not exist is left out.
+    comes when its eigenvalues are known, under its own step, while training goes on. A figure that
+    does not exist is left out.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -82,6 +83,7 @@ class NITPMetricsProcessor(MetricsProcessor):
         self.last_tags: dict[str, float] = {}
         """NITP's, of what was logged last."""
         self._pending: deque[_Pending] = deque()
+        self._has_warned = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="eigenvalues")
 
     def attach(
@@ -106,10 +108,10 @@ class NITPMetricsProcessor(MetricsProcessor):
         grad_norm: float,
         extra_metrics: dict[str, Any] | None = None,
     ) -> None:
-        self.log_pending()
+        self._log_known()
         metrics = self.training_metrics(global_avg_loss, grad_norm)
         meter = self._run.meter
-        if meter is not None and meter.options.is_due(step, self.config.log_freq):
+        if meter is not None and meter.is_due(step):
             metrics |= self._measure(meter, step, "geometry/", "nitp/", metrics)
         self.last_tags = metrics
         super().log(
@@ -119,7 +121,7 @@ class NITPMetricsProcessor(MetricsProcessor):
     def log_validation(
         self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
     ) -> None:
-        self.log_pending()
+        self._log_known()
         metrics = self.validation_metrics()
         meter, prefix = self._run.meter, "validation_metrics/"
         if meter is not None:
@@ -128,11 +130,20 @@ class NITPMetricsProcessor(MetricsProcessor):
         super().log_validation(loss, step, (extra_metrics or {}) | metrics)
 
     def log_pending(self) -> None:
-        """Log the effective ranks that are being computed, when they are known."""
+        """Log the effective ranks that are being computed, when all are known."""
         while self._pending:
-            step, ranks = self._pending.popleft()
-            if tags := ranks.result():
-                self.logger.log(tags, step)
+            self._log_first()
+
+    def _log_known(self) -> None:
+        """The same, of those that are known by now. Weights & Biases alone waits for all: it drops
+        what is of an earlier step than the last."""
+        while self._pending and (self.config.enable_wandb or self._pending[0].tags.done()):
+            self._log_first()
+
+    def _log_first(self) -> None:
+        step, _, ranks = self._pending.popleft()
+        if tags := ranks.result():
+            self.logger.log(tags, step)
 
     def close(self) -> None:
         self.log_pending()
@@ -193,9 +204,23 @@ class NITPMetricsProcessor(MetricsProcessor):
             tags[f"{nitp_prefix}constant_loss"] = reading.constant_loss
             tags[f"{nitp_prefix}skill"] = geometry.skill(nitp_loss, reading.constant_loss)
         if reading.moments:
+            if any(pending.prefix == prefix for pending in self._pending):
+                self._wait_for_eigenvalues(step, prefix, meter)
             ranks = self._thread.submit(_effective_ranks, prefix, reading.moments)
-            self._pending.append(_Pending(step, ranks))
+            self._pending.append(_Pending(step, prefix, ranks))
         return _existing(tags)
+
+    def _wait_for_eigenvalues(self, step: int, prefix: str, meter: GeometryMeter) -> None:
+        """One measurement of a kind is computed at a time: no more matrices are held than that."""
+        if not self._has_warned:
+            self._has_warned = True
+            training = f"geometry.freq ({meter.freq})"
+            option = training if prefix == "geometry/" else "validation.freq"
+            logger.warning(
+                f"The eigenvalues of step {self._pending[0].step} are not known at step {step}, "
+                f"which measures again: training waits for them. Raise {option}."
+            )
+        self.log_pending()
 
     @property
     def _run(self) -> _Attached:

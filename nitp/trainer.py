@@ -87,6 +87,7 @@ class NITPTrainer(Trainer):
         loss.meter = GeometryMeter(
             decoder,
             geometry,
+            freq=geometry.find_freq(self.config.metrics.log_freq, self.model_config.dim),
             has_targets=isinstance(loss, NITPLoss) and nitp.uses_target,
             num_rows=self.gradient_accumulation_steps * self.config.training.local_batch_size,
             num_chunks=loss.num_chunks,
@@ -101,8 +102,9 @@ class NITPTrainer(Trainer):
         if self._meter is None:
             return
         self._meter.zero_()
-        is_read = self.config.geometry.is_due(self.step, self.config.metrics.log_freq)
-        self._meter.is_counting = is_read or not self.config.training.disable_cuda_graphs
+        self._meter.is_counting = (
+            self._meter.is_due(self.step) or not self.config.training.disable_cuda_graphs
+        )
 
     @property
     def _has_loss(self) -> bool:

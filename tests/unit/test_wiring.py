@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import sys
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from torchtitan.distributed import ParallelDims
 from nitp.config import GeometryConfig
 from nitp.geometry import Moments
 from nitp.loss import NITPLoss
-from nitp.meter import Reading
+from nitp.meter import GeometryMeter, Reading
 from nitp.metrics import NITPMetricsProcessor
 from recipes.data.validation_sets import ValidationSet
 from recipes.run.metrics import RunMetricsProcessor
@@ -229,7 +230,8 @@ class Meter:
     """Takes the place of the states' sums: what a batch of targets that point to two corners gives,
     and moments of the states (2, 0), (0, 0), (1, 1), (1, -1)."""
 
-    options = GeometryConfig(freq=10)
+    freq = 10
+    is_due = GeometryMeter.is_due
 
     def __init__(self, average_cosine: float = 0.25, scatter: list[list[float]] | None = None):
         self.average_cosine = average_cosine
@@ -258,11 +260,65 @@ def measured(meter: Any, processor: type[NITPMetricsProcessor] = NITPMetricsProc
     return metrics
 
 
-def test_ranks_come_under_their_own_step_before_what_is_logged_next():
-    metrics = measured(Meter())
-    for step in (10, 13, 20):
+class Eigenvalues:
+    """Takes the place of `effective_rank`: known when the test says so."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.may_end, self.calls = threading.Semaphore(0), 0
+        monkeypatch.setattr(Moments, "effective_rank", lambda moments: self.compute())
+
+    def compute(self) -> torch.Tensor:
+        self.calls += 1
+        self.may_end.acquire()
+        return torch.tensor(float(self.calls))
+
+
+def log_steps(metrics: Any, *steps: int) -> None:
+    for step in steps:
         metrics.data_loading_times = [0.1]
         metrics.log(step, 2.5, 2.75, 1.0)
+
+
+def ranks_logged(metrics: Any) -> list[tuple[int, float]]:
+    tag = "geometry/effective_rank"
+    return [(step, tags[tag]) for step, tags in metrics.logger.steps if tag in tags]
+
+
+def test_training_goes_on_while_eigenvalues_are_computed_and_ranks_keep_their_step(monkeypatch):
+    eigenvalues = Eigenvalues(monkeypatch)
+    metrics = measured(Meter())
+    log_steps(metrics, 10, 13, 17)
+    assert [step for step, _ in metrics.logger.steps] == [10, 13, 17]
+    assert ranks_logged(metrics) == []
+    eigenvalues.may_end.release()
+    metrics._pending[0].tags.result()
+    log_steps(metrics, 18)
+    assert ranks_logged(metrics) == [(10, 1.0)]
+    metrics.close()
+
+
+def test_a_measurement_waits_for_the_one_before_and_one_warning_names_the_option(monkeypatch):
+    eigenvalues, warnings = Eigenvalues(monkeypatch), []
+
+    def warn(text: str) -> None:
+        warnings.append(text)
+        eigenvalues.may_end.release(3)  # who warns is about to wait
+
+    metrics = measured(Meter())
+    monkeypatch.setattr(logging.getLogger(), "warning", warn)
+    log_steps(metrics, 10, 20, 30)
+    metrics.close()
+    assert ranks_logged(metrics) == [(10, 1.0), (20, 2.0), (30, 3.0)]
+    assert warnings == [
+        "The eigenvalues of step 10 are not known at step 20, which measures again: training "
+        "waits for them. Raise geometry.freq (10)."
+    ]
+
+
+def test_a_logger_that_drops_what_is_late_gets_every_rank_before_the_next_step():
+    metrics = measured(Meter())
+    metrics.config.enable_wandb = True
+    log_steps(metrics, 10, 13, 20)
     metrics.log_validation(2.25, 20)
     metrics.close()
     found = [
@@ -279,7 +335,7 @@ def test_ranks_come_under_their_own_step_before_what_is_logged_next():
         (20, "validation_metrics/effective_rank", pytest.approx(2)),
     ]  # fmt: skip
     steps = [step for step, _ in metrics.logger.steps]
-    assert steps == sorted(steps), "some loggers drop what is older than the last"
+    assert steps == sorted(steps)
 
 
 def test_a_flush_brings_the_ranks_of_the_last_step():
@@ -310,6 +366,18 @@ def test_eigenvalues_that_do_not_converge_are_a_warning_and_no_failure(monkeypat
     assert [tags for _, tags in metrics.logger.steps if "geometry/effective_rank" in tags] == []
     warning = caplog.records[-1].getMessage()
     assert warning == "geometry/effective_rank is left out: failed to converge"
+
+
+@pytest.mark.parametrize(
+    ("width", "options", "freq"),
+    [
+        # By hand: 3 * 8.7 s * (width / 4096)^3 / 0.01 steps of a second, up to a multiple of 10.
+        (192, {}, 10), (640, {}, 10), (768, {}, 20), (1280, {}, 80), (3072, {}, 1110),
+        (4096, {}, 2610), (4096, {"layers": [0, 2, 5]}, 5220), (4096, {"freq": 30}, 30),
+    ],
+)  # fmt: skip
+def test_wide_models_are_measured_as_rarely_as_their_eigenvalues_ask_for(width, options, freq):
+    assert GeometryConfig(**options).find_freq(10, width) == freq
 
 
 @pytest.mark.parametrize("tag", [None, "mine"])
