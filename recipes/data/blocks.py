@@ -10,19 +10,18 @@ is small and needs no pass over them. It keeps no open file: worker processes ma
 Imports no torch.
 """
 
-import io
-import lzma
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from recipes.data.endings import read_ending
-from recipes.data.records import PLACE, BadDocumentError, Field, Value
+from recipes.data.contents import HEAD_BYTES, find_binary
+from recipes.data.opening import BUFFER_BYTES, complaining_about, empty_file, explain, open_file
+from recipes.data.records import PLACE, BadDocumentError, BadRecordError, Field, Value
 from recipes.data.sources import SourceFile
 
-_BUFFER_BYTES = 2**16
 _BATCH_ROWS = 256
+_BLANK = (b"", b"\xef\xbb\xbf")
+"""Lines that are no documents: a byte order mark is no text."""
 _BLOCKS_PER_STREAM = 64
 
 
@@ -81,13 +80,19 @@ class TextBlock(_WholeFileBlock):
     def parse(self, raw: None) -> str:
         with open_file(self.file) as stream:
             content = stream.read()
-        try:
-            return content.decode()
-        except UnicodeDecodeError as error:
+        binary = find_binary(content[:HEAD_BYTES])
+        if binary is not None:
             raise BadDocumentError(
+                f"{self.file.option}.path: {PLACE} is {binary.what} by its content. {binary.remedy}"
+            )
+        try:
+            return content.decode("utf-8-sig")  # a byte order mark is no text
+        except UnicodeDecodeError as error:
+            bad = BadDocumentError(
                 f"{self.file.option}.path: {PLACE} is not UTF-8 text (byte {error.start}). "
                 "Convert or exclude the file."
-            ) from error
+            )
+            raise explain(self.file, bad) from error
 
 
 @dataclass(slots=True, frozen=True)
@@ -114,7 +119,7 @@ class LinesBlock(FileBlock):
 
     def read(self) -> Iterator[tuple[int, bytes]]:
         # Not more than the block: it is read ahead, in vain at the block's end.
-        buffer_bytes = min(_BUFFER_BYTES, self.end - self.begin + 1)
+        buffer_bytes = min(BUFFER_BYTES, self.end - self.begin + 1)
         with self.file.path.open("rb", buffer_bytes) as stream:
             offset = max(self.begin - 1, 0)
             stream.seek(offset)
@@ -123,12 +128,15 @@ class LinesBlock(FileBlock):
                 # a line of many blocks would be read by each of them.
                 offset += len(stream.readline(self.end - offset))
             while offset < self.end and (line := stream.readline()):
-                if line.strip():
+                if line.strip() not in _BLANK:
                     yield offset, line
                 offset += len(line)
 
     def parse(self, raw: bytes) -> Value:
-        return self.field.parse_line(raw)
+        try:
+            return self.field.parse_line(raw)
+        except BadRecordError as error:
+            raise explain(self.file, error) from error
 
     def name(self, key: int) -> str:
         return f"{self.file.name}@{key}"
@@ -153,7 +161,7 @@ class CompressedLinesBlock(FileBlock):
         try:
             with open_file(self.file) as stream:
                 for number, line in enumerate(stream, 1):
-                    if line.strip():
+                    if line.strip() not in _BLANK:
                         num_documents += 1
                         yield number, line
             if num_documents == 0:
@@ -162,7 +170,10 @@ class CompressedLinesBlock(FileBlock):
             yield number + 1, error
 
     def parse(self, raw: bytes) -> Value:
-        return self.field.parse_line(raw)
+        try:
+            return self.field.parse_line(raw)
+        except BadRecordError as error:
+            raise explain(self.file, error) from error
 
 
 @dataclass(slots=True, frozen=True)
@@ -181,8 +192,8 @@ class RowGroupBlock(FileBlock):
         row = self.first_row
         try:
             with (
-                _complaining_about(self.file),
-                pq.ParquetFile(self.file.path, buffer_size=_BUFFER_BYTES) as file,
+                complaining_about(self.file),
+                pq.ParquetFile(self.file.path, buffer_size=BUFFER_BYTES) as file,
             ):
                 for batch in file.iter_batches(
                     _BATCH_ROWS,
@@ -209,7 +220,7 @@ def load_row_groups(file: SourceFile, field: Field) -> list[RowGroupBlock]:
     """The row groups of a Parquet file; reads its footer. Raises BadDocumentError, OSError."""
     import pyarrow.parquet as pq
 
-    with _complaining_about(file):
+    with complaining_about(file):
         metadata = pq.read_metadata(file.path)
     field.check_schema(metadata.schema.to_arrow_schema(), str(file.path))
     blocks, row = [], 1
@@ -219,46 +230,3 @@ def load_row_groups(file: SourceFile, field: Field) -> list[RowGroupBlock]:
     if row == 1:
         raise empty_file(file)
     return blocks
-
-
-def empty_file(file: SourceFile) -> BadDocumentError:
-    """The complaint about a file of records that has none."""
-    return BadDocumentError(
-        f"{file.option}.path: {file.path} holds no documents. Remove or exclude the file."
-    )
-
-
-@contextmanager
-def open_file(file: SourceFile) -> Iterator[io.BufferedReader]:
-    """The file, decompressed. Raises BadDocumentError where it is damaged."""
-    compression = read_ending(file.path).compression
-    if compression is None:
-        with file.path.open("rb") as plain:
-            yield plain
-        return
-    if compression == "xz":
-        with _complaining_about(file), lzma.open(file.path) as stream:
-            yield io.BufferedReader(stream, _BUFFER_BYTES)
-        return
-    import pyarrow
-
-    with (
-        _complaining_about(file),
-        pyarrow.input_stream(file.path, compression=compression) as stream,
-    ):
-        yield io.BufferedReader(stream, _BUFFER_BYTES)
-
-
-@contextmanager
-def _complaining_about(file: SourceFile) -> Iterator[None]:
-    """Turn what pyarrow raises for a damaged file into BadDocumentError."""
-    import pyarrow
-
-    try:
-        yield
-    except (pyarrow.ArrowException, lzma.LZMAError, EOFError, OSError) as error:
-        if getattr(error, "errno", None) is not None:  # the medium, not the file
-            raise
-        raise BadDocumentError(
-            f"{file.option}.path: {file.path} is damaged ({error}). Replace or exclude the file."
-        ) from error

@@ -12,12 +12,12 @@ from recipes.data.blocks import (
     LinesBlock,
     TextBlock,
     block_extent,
-    empty_file,
     load_row_groups,
 )
 from recipes.data.config import HUB, DataConfig, DocumentsConfig
 from recipes.data.endings import read_ending
 from recipes.data.hub import load_hub_blocks
+from recipes.data.opening import empty_file
 from recipes.data.records import BadDocumentError, Field, Value
 from recipes.data.sources import SourceFile
 from recipes.data.tables import load_table

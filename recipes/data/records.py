@@ -4,6 +4,7 @@ Whatever makes it unusable is a BadDocumentError. Imports no torch.
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 
 PLACE = "{place}"
 _NUM_SHOWN = 30
+_NUM_DIGITS = 1000
+_MAX_ID = 2**63 - 1
 
 Value = str | np.ndarray
 """A text, or token ids, int64 [T]; possibly empty."""
@@ -22,6 +25,18 @@ class BadDocumentError(Exception):
     def at(self, place: str) -> str:
         """The message, one line."""
         return " ".join(str(self).replace(PLACE, place).split())
+
+
+class BadRecordError(BadDocumentError):
+    """A line that is no record: perhaps the file is not what its name says."""
+
+
+class _Repeating(dict[str, Any]):
+    """A JSON object that has fields twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.repeated = {name for name, count in Counter(n for n, _ in pairs).items() if count > 1}
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,19 +58,38 @@ class Field:
 
     def parse_line(self, line: bytes) -> Value:
         """The document of a line of JSON."""
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
-            raise BadDocumentError(
-                f"{self.option}.path: {PLACE} is not valid JSON ({error}). "
-                "Correct or remove the line."
-            ) from error
+        record = self._load(line)
+        if isinstance(record, list) and record and isinstance(record[0], dict):
+            raise BadRecordError(
+                f"{self.option}.path: {PLACE} is an array of JSON objects. Write one object a "
+                "line: jq -c '.[]'."
+            )
         if not isinstance(record, dict):
-            raise BadDocumentError(
+            raise BadRecordError(
                 f"{self.option}.path: {PLACE} is not a JSON object. "
                 f'Write the line as {{"{self.name}": "..."}}.'
             )
         return self.select(record)
+
+    def _load(self, line: bytes) -> Any:
+        """The value of a line of JSON, whose encoding is UTF-8 alone."""
+        try:
+            text = line.decode("utf-8-sig")
+            try:
+                return json.loads(text, object_pairs_hook=_build_object)
+            except json.JSONDecodeError:
+                raise
+            except ValueError:  # Python's limit of digits, perhaps in a field that nobody reads
+                return json.loads(text, object_pairs_hook=_build_object, parse_int=_parse_integer)
+        except RecursionError as error:
+            raise BadRecordError(
+                f"{self.option}.path: {PLACE} is JSON nested too deeply to be read. "
+                "Correct or remove the line."
+            ) from error
+        except ValueError as error:  # also UnicodeDecodeError
+            raise BadRecordError(
+                f"{self.option}.path: {PLACE} is not valid JSON ({error}). {_choose_remedy(line)}"
+            ) from error
 
     def select(self, record: dict[str, Any]) -> Value:
         """The document of a record of Python values."""
@@ -65,6 +99,11 @@ class Field:
                 break
             if not isinstance(value, dict) or part not in value:
                 raise self.missing(_list_keys(record))
+            if isinstance(value, _Repeating) and part in value.repeated:
+                raise BadDocumentError(
+                    f"{self._label}: {PLACE} has the field {part} more than once. Remove all but "
+                    "one."
+                )
             value = value[part]
         return self._check_list(value) if self.is_tokens else self.check_text(value)
 
@@ -110,6 +149,8 @@ class Field:
         tokens = values.to_numpy(zero_copy_only=False)
         if tokens.dtype.kind not in "iu":  # nulls make it a column of floats
             raise self._not_tokens(str(scalar.type))
+        if tokens.dtype == np.uint64 and len(tokens) and tokens.max() > _MAX_ID:
+            raise self._beyond(int(tokens.max()))
         return tokens.astype(np.int64)
 
     def missing(self, fields: list[str]) -> BadDocumentError:
@@ -156,7 +197,7 @@ class Field:
         try:
             return np.array(value, np.int64)
         except OverflowError as error:
-            raise self._not_tokens("a number beyond 64 bits") from error
+            raise self._beyond(max(value, key=abs)) from error
 
     def _not_tokens(self, found: str) -> BadDocumentError:
         return BadDocumentError(
@@ -164,10 +205,35 @@ class Field:
             "Name the field that holds the token ids."
         )
 
+    def _beyond(self, number: int) -> BadDocumentError:
+        shown = f" ({number})" if abs(number) < 10**_NUM_SHOWN else ""
+        return self._not_tokens(f"a number beyond 2**63{shown}")
+
     def _not_unicode(self) -> BadDocumentError:
         return BadDocumentError(
             f"{self._label} of {PLACE} is not Unicode text. Correct or remove the document."
         )
+
+
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    return record if len(record) == len(pairs) else _Repeating(pairs)
+
+
+def _parse_integer(digits: str) -> int:
+    """The integer; of one beyond Python's limit of digits, another that is beyond any token id."""
+    return int(digits[:_NUM_DIGITS])
+
+
+def _choose_remedy(line: bytes) -> str:
+    text = line.strip()
+    if text == b"[" or text.startswith(b"[{"):
+        return "An array of objects is not read: write one object a line, jq -c '.[]'."
+    if text == b"{":
+        return "An object must be one line: jq -c . writes it so."
+    if b"\r" in text:
+        return "Lines must end with a newline, not with a carriage return alone."
+    return "Correct or remove the line."
 
 
 def _list_keys(record: dict[str, Any], before: str = "") -> list[str]:

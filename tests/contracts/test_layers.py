@@ -32,6 +32,7 @@ TORCH_FREE = [
     "recipes/config/settings.py",
     "recipes/config/values.py",
     "recipes/data/config.py",
+    "recipes/data/contents.py",
     "recipes/data/corpus.py",
     "recipes/data/endings.py",
     "recipes/data/paths.py",

@@ -10,10 +10,13 @@ import pytest
 
 from recipes.data.config import DataConfig, SourceConfig
 from recipes.data.documents import Documents, load_documents
+from recipes.data.records import BadDocumentError
 from recipes.data.sources import check_sources
 from tests.unit.data_samples import write_compressed, write_parquet
 
 TEXTS = ["one", 'tw"o,\tand\nmore', "", "zw\u00f6lf"]
+TAB_TEXTS = ["one", '"tw"o, and more', "", "zw\u00f6lf"]
+"""TSV has neither tabs nor line ends in a text, and quotes as they are."""
 
 
 def load(path: object, **options: object) -> Documents:
@@ -34,11 +37,16 @@ def json_lines(texts: list[str]) -> bytes:
     return "".join(json.dumps({"id": 1, "content": text}) + "\n" for text in texts).encode()
 
 
-def table(texts: list[str], delimiter: str) -> bytes:
+def comma_table(texts: list[str]) -> bytes:
     stream = io.StringIO(newline="")
-    writer = csv.writer(stream, delimiter=delimiter)
+    writer = csv.writer(stream)
     writer.writerows([["id", "content"], *([str(i), text] for i, text in enumerate(texts))])
     return stream.getvalue().encode()
+
+
+def tab_table(texts: list[str]) -> bytes:
+    rows = zip(["id", 1, 2, 3, 4], texts, strict=True)
+    return "".join(f"{i}\t{text}\r\n" for i, text in rows).encode()
 
 
 RECORDS = {
@@ -49,8 +57,8 @@ RECORDS = {
     ".jl": json_lines(TEXTS),
     ".jsonlines": json_lines(TEXTS),
     ".json": json_lines(TEXTS),
-    ".csv": table(TEXTS, ","),
-    ".tsv": table(TEXTS, "\t"),
+    ".csv": comma_table(TEXTS),
+    ".tsv": tab_table(["content", *TAB_TEXTS]),
 }
 
 
@@ -63,7 +71,7 @@ def test_records_are_read_as_records_in_any_case_and_compression(
     name = ending + compression
     path = tmp_path / f"a{name.upper() if upper else name}"
     write(path, RECORDS[ending], compression)
-    assert values_of(load(path, text="content")) == TEXTS
+    assert values_of(load(path, text="content")) == (TAB_TEXTS if ending == ".tsv" else TEXTS)
 
 
 def write(path: Path, content: bytes, compression: str) -> None:
@@ -173,7 +181,8 @@ FIELD, PATH = "data.sources[0].text (text) ", "data.sources[0].path: "
         (b"text,id\na\n", PATH + "{path}:2 has 1 fields, but the header 2. Correct or remove"),
         (b'text,id\n\na,"b\n', PATH + "{path}:3 and what follows is not readable (unexpected end"),
         (b'text,id\n"a"b,1\n', PATH + "{path}:2 and what follows is not readable ("),
-        (b"text,id\n\xff,1\n", PATH + "{path}:"),
+        (b"text,id\n\xff,1\n", FIELD + "of {path}:2 is not Unicode text. Correct"),
+        (b"\n\n", PATH + "{path} holds no documents."),
     ],
 )
 def test_a_bad_table_is_an_error_of_one_line(content: bytes, message: str, tmp_path: Path) -> None:
@@ -199,5 +208,6 @@ def test_a_row_of_another_length_is_one_bad_document(tmp_path: Path) -> None:
 def test_a_damaged_xz_file_is_an_error_of_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.xz"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^data\.sources\[0\]\.path: .*xz (is damaged|holds no)"):
+    expected = r"^data\.sources\[0\]\.path: .*xz (is damaged|is plain text|holds no)"
+    with pytest.raises((ValueError, BadDocumentError), match=expected):
         values_of(load(path))

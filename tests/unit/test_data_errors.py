@@ -103,7 +103,7 @@ BAD = {
     "list": (lines_with(b"[1]"), PATH + "{path}:14 is not a JSON object. Write the line as"),
     "string": (lines_with(b'"text"'), PATH + "{path}:14 is not a JSON object."),
     "null": (lines_with(b"null"), PATH + "{path}:14 is not a JSON object."),
-    "deep": (lines_with(b"[" * 100000), PATH + "{path}:14 is not valid JSON (maximum recursion"),
+    "deep": (lines_with(b"[" * 100000), PATH + "{path}:14 is JSON nested too deeply"),
     "no UTF-8": (
         lines_with(b'{"text": "\xff"}'),
         PATH + "{path}:14 is not valid JSON ('utf-8' cod",
@@ -139,7 +139,8 @@ BAD = {
     "null within": (lines_with(b'{"ids": [1, null]}', IDS), IDS_FIELD + "must be a field with"),
     "huge token": (
         lines_with(b'{"ids": [99999999999999999999]}', IDS),
-        IDS_FIELD + "must be a field with lists of integers, but {path}:14 has a number beyond 64",
+        IDS_FIELD
+        + "must be a field with lists of integers, but {path}:14 has a number beyond 2**63 (99999",
     ),
     "token beyond the vocabulary": (
         lines_with(b'{"ids": [1, 265]}', IDS),
@@ -174,11 +175,11 @@ BAD = {
     "broken zstd": (damaged("a.jsonl.zst", scramble), PATH + "{path}"),
     "no gzip": (
         damaged("a.jsonl.gz", lambda _: b"words"),
-        PATH + "{path} is damaged (zlib inflate",
+        PATH + "{path} is plain text by its content, not gzip. Rename the file.",
     ),
     "no zstd": (
         damaged("a.jsonl.zst", lambda _: b"words"),
-        PATH + "{path} is damaged (ZSTD decomp",
+        PATH + "{path} is plain text by its content, not zstd. Rename the file.",
     ),
     "cut off Parquet": (damaged("a.parquet", halve), PATH + "{path} is damaged ("),
     "broken Parquet": (damaged("a.parquet", scramble_pages), PATH + "{path} is damaged ("),
