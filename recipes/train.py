@@ -20,6 +20,7 @@ from recipes.config.rules import check_export, check_files, check_settings
 from recipes.config.schema import load_schema
 from recipes.config.settings import Settings, SettingsError, resolve_settings
 from recipes.run.folder import check_is_writable, check_run_folder
+from recipes.run.inputs import check_inputs, check_weights_tokenizer
 from recipes.run.lock import RunLock
 
 USAGE = __doc__.splitlines()[0]
@@ -36,36 +37,48 @@ def main(arguments: Sequence[str]) -> int:
         settings = resolve_settings(None, arguments)
         check_settings(settings)
         check_export(settings)
-        try:
-            check_files(settings)
-        except ValueError as error:
-            if not settings.values["job"]["dry_run"]:
-                raise
-            # The data may be on the cluster only: the rest of the configuration can be checked.
-            print(f"not on this machine: {error}", file=sys.stderr)
         if settings.values["job"]["dry_run"]:
-            return run(settings, check_run_folder(settings))
+            return run(settings, _check_dry(settings))
+        check_files(settings)
         if os.environ.get("RANK", "0") != "0":
             return run(settings)  # meets rank 0 when that owns the run directory
         folder = settings.values["job"]["dump_folder"]
         check_is_writable(folder)
         with RunLock(folder) as lock:
-            return run(settings, check_run_folder(settings), lock.release)
+            return run(settings, _check_folder(settings), lock.release)
     except ValueError as error:
         return report_error(error, 2)
-    except OSError as error:  # of the lock
+    except OSError as error:  # of the lock, or of a file that changed
         return report_error(error, 1)
+
+
+def _check_dry(settings: Settings) -> list[str]:
+    """The data may be on the cluster only: the rest of the configuration can be checked."""
+    try:
+        check_files(settings)
+    except ValueError as error:
+        print(f"not on this machine: {error}", file=sys.stderr)
+        return check_run_folder(settings)
+    return _check_folder(settings)
+
+
+def _check_folder(settings: Settings) -> list[str]:
+    """What there is to report before the run starts or goes on: whole lines. Raises ValueError,
+    OSError."""
+    changes = [*check_run_folder(settings), *check_inputs(settings)]
+    notes = [f"Changed since the run began: {change}" for change in changes]
+    return [*notes, *check_weights_tokenizer(settings)]
 
 
 def run(
     settings: Settings,
-    changes: Sequence[str] = (),
+    notes: Sequence[str] = (),
     release: Callable[[], None] = lambda: None,
 ) -> int:
     """Build and train (or only summarise, for job.dry_run); the exit code.
 
-    changes: what differs from the run that the directory holds, to be reported. release: gives the
-    directory up, where this process must end without returning.
+    notes: lines to be reported first. release: gives the directory up, where this process must end
+    without returning.
     """
     is_dry_run = settings.values["job"]["dry_run"]
     is_launched = "RANK" in os.environ
@@ -82,6 +95,8 @@ def run(
         if is_dry_run:
             from recipes.run.summary import summarize
 
+            for note in notes:
+                print(note, file=sys.stderr)
             print(summarize(config, num_ranks))
             return 0
         if settings.values["export"]["enable"]:
@@ -96,8 +111,8 @@ def run(
     from recipes.run.peers import PeerWatch
 
     init_logging()
-    for change in changes:
-        logger.info(f"Changed since the run began: {change}")
+    for note in notes:
+        logger.warning(note)
     job = Job(config)
 
     def give_up() -> None:

@@ -222,7 +222,7 @@ def load_row_groups(file: SourceFile, field: Field) -> list[RowGroupBlock]:
 
     with complaining_about(file):
         metadata = pq.read_metadata(file.path)
-    field.check_schema(metadata.schema.to_arrow_schema(), str(file.path))
+        field.check_schema(metadata.schema.to_arrow_schema(), str(file.path))
     blocks, row = [], 1
     for group in range(metadata.num_row_groups):
         blocks.append(RowGroupBlock(file, field, group, row))

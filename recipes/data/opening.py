@@ -66,7 +66,7 @@ def complaining_about(file: SourceFile) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, lzma.LZMAError, EOFError, OSError) as error:
+    except (pyarrow.ArrowException, lzma.LZMAError, EOFError, UnicodeDecodeError, OSError) as error:
         if getattr(error, "errno", None) is not None:  # the medium, not the file
             raise
         raise BadDocumentError(f"{file.option}.path: {_describe(file, str(error))}") from error

@@ -43,6 +43,9 @@ class SourceFile:
     option: str
     """What error messages call that."""
 
+    mtime_ns: int = 0
+    """When it was last changed; 0 where nobody asks."""
+
 
 def check_sources(data: DataConfig, sets: Sequence[ValidationSetConfig] = ()) -> None:
     """Raise ValueError, one line, unless every source and held-out set names files, no set those of
@@ -117,10 +120,16 @@ def _find(option: str, index: int, documents: DocumentsConfig) -> list[SourceFil
     """The files of one source or held-out set; none of the hub."""
     matches = _match(option, documents.path)
     _check_formats(option, documents, matches)
-    return [
-        SourceFile(path=path, name=name, num_bytes=path.stat().st_size, source=index, option=option)
-        for name, path in matches
-    ]
+    files = []
+    for name, path in matches:
+        status = path.stat()
+        size, time = status.st_size, status.st_mtime_ns
+        files.append(
+            SourceFile(
+                path=path, name=name, num_bytes=size, source=index, option=option, mtime_ns=time
+            )
+        )
+    return files
 
 
 def _identities(path: Path) -> tuple[object, ...]:

@@ -22,6 +22,14 @@ _HELD_OUT = 0.1
 """The tokenizer is not trained on this share of the documents, so that those of any
 data.validation_fraction up to this are new to it too, and one tokenizer serves all of them."""
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""Files that change what a text's tokens are."""
+
 _SPECIAL_TOKENS = (
     "bos_token",
     "eos_token",
@@ -57,6 +65,16 @@ def check_tokenizer(path: str) -> None:
             'names an eos_token, the label of each document\'s last token. Add "eos_token" to '
             "tokenizer_config.json."
         )
+
+
+def digest_tokenizer(folder: Path) -> dict[str, str]:
+    """File -> digest of its content, of those that change what a text's tokens are. Equal for
+    copies, wherever they are and whenever they were made."""
+    return {
+        name: hashlib.blake2b((folder / name).read_bytes(), digest_size=16).hexdigest()
+        for name in TOKENIZER_FILES
+        if (folder / name).is_file()
+    }
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:

@@ -10,6 +10,9 @@ from typing import Any, Protocol
 
 from recipes.evaluation.suite import Task
 
+_MAX_READ_BYTES = 2**25
+"""Of a file that is known by its content: tokenizers are smaller."""
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Items:
@@ -109,10 +112,17 @@ class Store:
 
 
 def digest_folder(folder: Path) -> str:
-    """Of its files' names, sizes and times: reading all of a model would take minutes."""
+    """Of its files' names, and of the content of small ones (a tokenizer, a configuration), size
+    and time of others: reading all of a model would take minutes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    facts = [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return digest_json(facts)
+    return digest_json([(str(f.relative_to(folder)), _identify(f)) for f in files])
+
+
+def _identify(file: Path) -> Any:
+    status = file.stat()
+    if status.st_size > _MAX_READ_BYTES:
+        return status.st_size, status.st_mtime_ns
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def digest_json(value: Any) -> str:

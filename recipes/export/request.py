@@ -7,7 +7,8 @@ from pathlib import Path
 from recipes.config.options import ExportDtype, ExportOptions, ExportVerify
 from recipes.config.rules import check_settings, check_verify
 from recipes.config.settings import Settings, resolve_settings
-from recipes.data.tokenizer import check_tokenizer
+from recipes.data.inputs import compare_tokenizers, load_inputs
+from recipes.data.tokenizer import check_tokenizer, digest_tokenizer, resolve_tokenizer_path
 from recipes.run.folder import check_is_writable
 
 
@@ -38,7 +39,8 @@ class ExportRequest:
 
 
 def load_run_settings(run: Path) -> Settings:
-    """The settings of a run directory, whose tokenizer is on this machine. Raises ValueError."""
+    """The settings of a run directory, whose tokenizer is on this machine, and as the run began
+    with it. Raises ValueError."""
     path = run / "config.toml"
     if not path.is_file():
         raise ValueError(
@@ -47,5 +49,14 @@ def load_run_settings(run: Path) -> Settings:
         )
     settings = resolve_settings(str(path), [])
     check_settings(settings)
-    check_tokenizer(settings.values["tokenizer"]["path"])
+    tokenizer = settings.values["tokenizer"]["path"]
+    check_tokenizer(tokenizer)
+    inputs = load_inputs(run)
+    present = digest_tokenizer(Path(resolve_tokenizer_path(tokenizer)))
+    changed = compare_tokenizers(inputs.tokenizer, present) if inputs else []
+    if changed:
+        raise ValueError(
+            f"tokenizer.path ({tokenizer}) has another {' and another '.join(changed)} than when "
+            f"the run in {run} began. Restore the file."
+        )
     return settings

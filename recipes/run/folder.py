@@ -1,6 +1,7 @@
 """The run directory: whose it is, and what may change when a run continues in it. Free of torch."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 from recipes.config.paths import CONFIG_FILE, RUN_PATHS, anchor_paths
 from recipes.config.settings import Settings, SettingsError, resolve_settings, save_settings
 from recipes.config.values import show_value
+from recipes.data.config import HUB
+from recipes.data.inputs import INPUTS_FILE
 
 MAY_CHANGE = (
     # What is reported, saved and measured.
@@ -28,7 +31,8 @@ MAY_CHANGE = (
     "debug.deterministic", "debug.deterministic_warn_only",
 )  # fmt: skip
 """Options, as `table.key` or `table.*`, that a run may be continued with other values of. Any other
-would make the directory hold two different runs."""
+would make the directory hold two different runs. Where tokenizer and data files lie may change too,
+if they are the same (inputs.py)."""
 
 
 def check_run_folder(settings: Settings, option: str = "job.dump_folder") -> list[str]:
@@ -60,7 +64,8 @@ def check_run_folder(settings: Settings, option: str = "job.dump_folder") -> lis
     old, new = flatten(anchor_paths(saved)), flatten(anchor_paths(settings.values))
     differing = [key for key in old | new if old.get(key) != new.get(key)]
     changes = {key: f"{key} ({_show(old, key)} -> {_show(new, key)})" for key in sorted(differing)}
-    refused = [change for key, change in changes.items() if not may_change(key)]
+    moved = _find_moved(old, new) if (folder / INPUTS_FILE).exists() else set()
+    refused = [c for key, c in changes.items() if not may_change(key) and key not in moved]
     if refused:
         raise SettingsError(
             f"{option} ({folder}) holds a run with another configuration: "
@@ -84,6 +89,21 @@ def _check_inner_folders(settings: Settings, folder: Path, option: str) -> None:
     for table in ("checkpoint", "export"):  # first written to after hours
         if values[f"{table}.enable"]:
             check_is_writable(str(folder / values[f"{table}.folder"]), f"{table}.folder")
+
+
+def _find_moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
+    """The options that name the same inputs at another place, perhaps: whether they are the same,
+    their content says (inputs.py)."""
+    sources = [_drop_paths(values["data.sources"]) for values in (old, new)]
+    return {"tokenizer.path"} | ({"data.sources"} if sources[0] == sources[1] else set())
+
+
+def _drop_paths(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Without the paths of files; a data set of the hub is what its path says."""
+    return [
+        {key: value for key, value in source.items() if key != "path" or value.startswith(HUB)}
+        for source in sources
+    ]
 
 
 def may_change(option: str) -> bool:

@@ -27,6 +27,7 @@ from recipes.run.agreement import check_ranks_agree
 from recipes.run.checkpoint import RunCheckpointManager
 from recipes.run.folder import save_config
 from recipes.run.health import StepData, StepHealth, Verdict
+from recipes.run.inputs import save_run_inputs
 from recipes.run.lock import check_owner
 from recipes.run.metrics import RunMetricsProcessor
 from recipes.run.peers import wait_for_rank_0
@@ -118,7 +119,12 @@ class RunTrainer(NITPTrainer):
         )
         if not is_alone:
             config = self.config
-            check_ranks_agree(config.settings.values, config.dataloader.data, config.validator.sets)
+            check_ranks_agree(
+                config.settings.values,
+                config.dataloader.data,
+                config.validator.sets,
+                tokenizer=config.hf_assets_path,
+            )
         return dims
 
     # ------------------------------------------------------------------------ the loop
@@ -160,6 +166,7 @@ class RunTrainer(NITPTrainer):
         """Not before a step is done: a run that cannot start leaves its directory as it was."""
         if dist.get_rank() == 0:
             check_owner(self.config.dump_folder)
+            save_run_inputs(self.config.settings)
             save_config(self.config.settings)
 
     def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:

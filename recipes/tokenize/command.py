@@ -10,7 +10,7 @@ usage or data; 130 after Ctrl-C; what went wrong is one line on stderr that star
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recipes.command import ArgumentParser, report_error
@@ -18,7 +18,15 @@ from recipes.config.parts import build_data
 from recipes.config.rules import check_files, check_settings
 from recipes.config.settings import resolve_settings
 from recipes.data.config import DataConfig, source_names
-from recipes.data.tokenizer import resolve_tokenizer_path
+from recipes.data.inputs import (
+    compare_files,
+    group_by_owner,
+    load_inputs,
+    save_inputs,
+    shorten_list,
+)
+from recipes.data.sources import SourceFile, find_files
+from recipes.data.tokenizer import digest_tokenizer, resolve_tokenizer_path
 from recipes.run.lock import RunLock
 
 
@@ -54,6 +62,10 @@ def _tokenize(data: DataConfig, tokenizer: str, output: Path, num_workers: int) 
     plan = plan_parts(data, Path(tokenizer), output)
     counts = {part.path: read_count(part) for parts in plan for part in parts}
     missing = [part for parts in plan for part in parts if counts[part.path] is None]
+    files = group_by_owner(find_files(data))
+    if len(missing) < len(counts):
+        _check_content(output, files)
+    save_inputs(output, digest_tokenizer(Path(tokenizer)), files, load_inputs(output))
     print(f"{len(counts) - len(missing)} of {len(counts)} parts are there.", flush=True)
     num_tokens, busy_s, begin = 0, 0.0, time.perf_counter()
 
@@ -85,6 +97,26 @@ def _tokenize(data: DataConfig, tokenizer: str, output: Path, num_workers: int) 
         )
         print(f"| {name} | {documents:,} | {tokens:,} | {bad:,} |")
     print(f"\nRead them in training, with the same tokenizer, as\n\n{format_sources(data, output)}")
+
+
+def _check_content(output: Path, files: Mapping[str, Sequence[SourceFile]]) -> None:
+    """Raise ValueError where the parts that are there were made of other content."""
+    inputs = load_inputs(output)
+    for owner, own in files.items():
+        if inputs is None or owner not in inputs.files:
+            continue
+        difference = compare_files(inputs, owner, own)
+        if difference.changed:
+            raise ValueError(
+                f"--output ({output}) has token ids of other content: of {owner}, "
+                f"{shorten_list(difference.changed)}. Name another folder, or remove it."
+            )
+        if difference.touched:
+            print(
+                f"{owner}: another time has {shorten_list(difference.touched)}; size and a sample "
+                "of the content are the same.",
+                flush=True,
+            )
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

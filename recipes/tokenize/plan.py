@@ -11,18 +11,11 @@ from recipes.data.documents import Documents
 from recipes.data.formats import load_blocks
 from recipes.data.hub import hash_files
 from recipes.data.sources import SourceFile, find_files
+from recipes.data.tokenizer import digest_tokenizer
 from recipes.tokenize.parts import FIELD, UNFINISHED, Part
 
 _MAX_PARTS = 256
 """Parts of a source: what can be made at once, and how little a broken run loses."""
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
-"""Files that change what a text's tokens are."""
 
 
 def plan_parts(data: DataConfig, tokenizer: Path, output: Path) -> list[list[Part]]:
@@ -92,12 +85,7 @@ def _describe(data: DataConfig, index: int, files: Sequence[SourceFile]) -> Any:
 
 def _hash_rules(data: DataConfig, tokenizer: Path) -> str:
     """Of the options and files that all documents depend on; num_streams sets the blocks."""
-    contents = [
-        (name, hashlib.blake2b((tokenizer / name).read_bytes()).hexdigest())
-        for name in _TOKENIZER_FILES
-        if (tokenizer / name).is_file()
-    ]
-    return _hash(contents, data.bos, data.on_error, data.num_streams)
+    return _hash(digest_tokenizer(tokenizer), data.bos, data.on_error, data.num_streams)
 
 
 def _hash(*values: Any) -> str:

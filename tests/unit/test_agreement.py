@@ -19,6 +19,7 @@ class Ranks:
     def __init__(self, folder: Path) -> None:
         self.data = DataConfig(sources=[SourceConfig(path=f"{folder}/a.jsonl")])
         self.sets = [ValidationSetConfig(name="held_out", path=f"{folder}/b.jsonl")]
+        self.tokenizer = folder / "tokenizer"
         self.gathered: list[list[Any]] = []
         """What each rank has brought to each gathering."""
 
@@ -33,18 +34,22 @@ class Ranks:
     def bring(self, settings: dict[str, dict[str, Any]] = SETTINGS) -> None:
         """The next rank, which sees those before it."""
         self.gathered.append([])
-        check_ranks_agree(settings, self.data, self.sets)
+        check_ranks_agree(settings, self.data, self.sets, tokenizer=str(self.tokenizer))
 
 
 @pytest.fixture
 def ranks(tmp_path, monkeypatch) -> Ranks:
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}"}}\n')
+    (tmp_path / "tokenizer").mkdir()
+    for name in ("tokenizer.json", "special_tokens_map.json", "README.md"):
+        (tmp_path / "tokenizer" / name).write_text("first")
     ranks = Ranks(tmp_path)
     monkeypatch.setattr(agreement, "dist", ranks)
     ranks.bring()
     # Only ranks that differ go on to say in what; the first is asked by name.
-    ranks.gathered[0].append(agreement._collect_facts(SETTINGS, ranks.data, ranks.sets))
+    facts = agreement._collect_facts(SETTINGS, ranks.data, ranks.sets, str(ranks.tokenizer))
+    ranks.gathered[0].append(facts)
     return ranks
 
 
@@ -71,6 +76,18 @@ def test_a_file_of_another_length_is_named(ranks, tmp_path, name):
     with (tmp_path / name).open("a") as stream:
         stream.write("more\n")
     assert f"{name} (14 / 19). Start" in refusal(ranks)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "special_tokens_map.json", "added_tokens.json"])
+def test_another_tokenizer_of_the_same_size_is_named(ranks, name):
+    (ranks.tokenizer / name).write_text("other")
+    assert f"Ranks 0 and 1 differ in digest of tokenizer.path's {name} (" in refusal(ranks)
+
+
+def test_a_tokenizer_elsewhere_and_what_is_beside_it_make_no_difference(ranks, tmp_path):
+    (ranks.tokenizer / "README.md").write_text("other")
+    ranks.tokenizer = ranks.tokenizer.rename(tmp_path / "moved")
+    ranks.bring()
 
 
 def test_another_version_is_named(ranks, monkeypatch):

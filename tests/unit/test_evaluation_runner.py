@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes.evaluation import results
 from recipes.evaluation.models import find_models
 from recipes.evaluation.request import EvaluateRequest, Subject
 from recipes.evaluation.results import Store
@@ -102,19 +103,37 @@ def test_a_device_that_is_not_here_is_refused(tmp_path):
         open_harness(SUITE, request)
 
 
-def _touch_model(folder, harness):
+def _edit_model(folder, harness):
+    """At the same size and time."""
     path = folder / "one" / "config.json"
+    times, content = path.stat(), path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _touch(path):
     os.utime(path, ns=(time.time_ns(), time.time_ns() + 1_000_000))
+
+
+def _touch_weights(folder, harness):
+    _touch(folder / "one" / "model.safetensors")
 
 
 def _change_files(folder, harness):
     harness.files = "other"
 
 
-@pytest.mark.parametrize("change", [_touch_model, _change_files])
-def test_a_result_is_not_taken_for_that_of_another_model_or_task(tmp_path, models, change):
+@pytest.mark.parametrize("change", [_edit_model, _touch_weights, _change_files])
+def test_a_result_is_not_taken_for_that_of_another_model_or_task(
+    tmp_path, models, monkeypatch, change
+):
+    monkeypatch.setattr(results, "_MAX_READ_BYTES", 100)
+    (tmp_path / "one" / "model.safetensors").write_bytes(bytes(101))
+    models = find_models([Subject(folder=tmp_path / "one", is_run=False)], None)
     Runner(SUITE, tmp_path / "out", StandIn()).run(models[:1])
     harness = StandIn()
+    _touch(tmp_path / "one" / "config.json")  # by its content it is the same
+    assert find_models([Subject(folder=tmp_path / "one", is_run=False)], None) == models
     change(tmp_path, harness)
     Runner(SUITE, tmp_path / "out", harness).run(
         find_models([Subject(folder=tmp_path / "one", is_run=False)], None)

@@ -1,6 +1,7 @@
 """Documents to Parquet of token ids, and back into the loader."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -281,6 +282,15 @@ def test_the_command_makes_what_is_missing_in_processes_and_prints_what_reads_it
     error = capsys.readouterr().err
     assert error.startswith(f"error: --output ({output}) belongs to another job: ")
     assert "job.dump_folder" not in error
+
+    source = Path(data.sources[0].path)
+    os.utime(source, (0, 0))
+    assert main(command) == 0 and "3 of 3 parts are there." in capsys.readouterr().out
+    source.write_text(source.read_text().replace("text 7 ", "text 8 ", 1))
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --output ({output}) has token ids of other content: of data")
+    assert f"{source} has the same size but other content. Name another folder" in error
 
     with open(data.sources[0].path, "a") as file:
         file.write("no JSON\n")
