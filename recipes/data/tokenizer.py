@@ -13,6 +13,7 @@ from typing import Any
 
 from recipes.data.config import EMBEDDED_TOKENIZER
 from recipes.data.corpus import compute_record, find_corpus_files
+from recipes.data.paths import is_utf8
 from recipes.data.sources import is_validation
 
 EOS_TOKEN = "<|endoftext|>"
@@ -87,7 +88,7 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
     tokens = {name: names[name] for name in _SPECIAL_TOKENS if names.get(name) is not None}
     for name, token in tokens.items():
         content = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(content, str) or not content:
+        if not isinstance(content, str) or not content or not is_utf8(content):
             raise ValueError(
                 f"tokenizer.path: {folder} names {json.dumps(token)} as {name}, which is no token. "
                 "Write it as a string."
@@ -108,6 +109,11 @@ def read_further_tokens(folder: Path) -> dict[str, str]:
         listed: list[Any] = [*names] if file == "added_tokens.json" else []
         for key in ("additional_special_tokens", "extra_special_tokens"):
             entries = names.get(key) or []
+            if not isinstance(entries, list | dict):
+                raise ValueError(
+                    f"tokenizer.path: {folder / file} has {json.dumps(entries)} as {key}, which is "
+                    "no list of tokens. Correct it."
+                )
             listed += entries.values() if isinstance(entries, dict) else entries
         for token in listed:
             content = token.get("content") if isinstance(token, dict) else token
@@ -127,7 +133,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"tokenizer.path: {path} is not valid JSON ({error}). Correct or replace the file."
         ) from error

@@ -255,7 +255,27 @@ def test_bos_and_eos_are_the_tokens_that_transformers_finds_in_the_folder(
     assert encoder.tokenize(text).tolist() == expected
 
 
-@pytest.mark.parametrize("token", [5, [], {"lstrip": True}, ""])
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("tokens", [1.5, True, "<x>", 7])
+def test_further_tokens_that_are_no_list_are_an_error(
+    tokens: Any, file: str, tmp_path: Path
+) -> None:
+    tokenizer = make_tokenizer(tmp_path)
+    (tmp_path / file).write_text(
+        json.dumps({"eos_token": "</s>", "additional_special_tokens": tokens})
+    )
+    with pytest.raises(ValueError, match=rf"{file} has .* as additional_special_tokens, which is"):
+        Encoder(tokenizer)
+
+
+def test_a_configuration_that_is_nested_too_deeply_is_an_error(tmp_path: Path) -> None:
+    make_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"^tokenizer\.path: .*config\.json is not valid JSON \("):
+        check_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("token", [5, [], {"lstrip": True}, "", "\ud800"])
 def test_a_name_of_no_token_is_an_error(token: Any, tmp_path: Path) -> None:
     make_tokenizer(tmp_path, eos_token=None)
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": token}))
