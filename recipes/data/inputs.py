@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recipes.data.sources import SourceFile
+from recipes.data.tokenizer import digest_tokenizer, resolve_tokenizer_path
 
 INPUTS_FILE = "inputs.json"
 
@@ -130,6 +131,20 @@ def compare_files(inputs: Inputs, owner: str, files: Sequence[SourceFile]) -> Di
 def compare_tokenizers(known: Mapping[str, str], present: Mapping[str, str]) -> list[str]:
     """The files that differ."""
     return sorted(name for name in {**known, **present} if known.get(name) != present.get(name))
+
+
+def check_recorded_tokenizer(run: Path, path: str) -> None:
+    """Raise ValueError if `tokenizer.path` has another content than when the run began."""
+    inputs = load_inputs(run)
+    if inputs is None:
+        return
+    present = digest_tokenizer(Path(resolve_tokenizer_path(path)))
+    changed = compare_tokenizers(inputs.tokenizer, present)
+    if changed:
+        raise ValueError(
+            f"tokenizer.path ({path}) has another {' and another '.join(changed)} than when the "
+            f"run in {run} began. Restore the file."
+        )
 
 
 def shorten_list(found: Sequence[str]) -> str:

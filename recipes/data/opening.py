@@ -94,6 +94,8 @@ def _describe(file: SourceFile, reason: str) -> str:
             f"{_MAX_ZSTD_WINDOW_MIB} MiB is read. Pack it anew: zstd -d --long=31 -c FILE | "
             "zstd -o NEW."
         )
+    if "Dictionary mismatch" in reason:
+        return f"{path} needs the dictionary that it was packed with. Pack it anew without."
     if content is not None and any(text in reason for text in _BEYOND):
         return (
             f"{path} goes on after its {expected} data with something else ({reason}). Remove "

@@ -142,6 +142,8 @@ def _identities(path: Path) -> tuple[object, ...]:
 def _match(option: str, pattern: str) -> list[tuple[str, Path]]:
     """(name, path) of the files that a source's path means, sorted by name, at least one unless
     the hub has them."""
+    if not pattern:
+        raise ValueError(f"{option}.path is empty. Give a file, a glob, or {HUB}owner/name.")
     if pattern == EMBEDDED_CORPUS:
         return find_corpus_files()
     name, _ = split_hub_path(pattern)

@@ -7,8 +7,8 @@ from pathlib import Path
 from recipes.config.options import ExportDtype, ExportOptions, ExportVerify
 from recipes.config.rules import check_settings, check_verify
 from recipes.config.settings import Settings, resolve_settings
-from recipes.data.inputs import compare_tokenizers, load_inputs
-from recipes.data.tokenizer import check_tokenizer, digest_tokenizer, resolve_tokenizer_path
+from recipes.data.inputs import check_recorded_tokenizer
+from recipes.data.tokenizer import check_tokenizer
 from recipes.run.folder import check_is_writable
 
 
@@ -51,12 +51,5 @@ def load_run_settings(run: Path) -> Settings:
     check_settings(settings)
     tokenizer = settings.values["tokenizer"]["path"]
     check_tokenizer(tokenizer)
-    inputs = load_inputs(run)
-    present = digest_tokenizer(Path(resolve_tokenizer_path(tokenizer)))
-    changed = compare_tokenizers(inputs.tokenizer, present) if inputs else []
-    if changed:
-        raise ValueError(
-            f"tokenizer.path ({tokenizer}) has another {' and another '.join(changed)} than when "
-            f"the run in {run} began. Restore the file."
-        )
+    check_recorded_tokenizer(run, tokenizer)
     return settings

@@ -25,6 +25,7 @@ from recipes.config.settings import Settings
 from recipes.data.config import EMBEDDED_TOKENIZER
 from recipes.data.corpus import find_corpus_files
 from recipes.data.encoder import Encoder
+from recipes.data.inputs import check_recorded_tokenizer
 from recipes.data.tokenizer import resolve_tokenizer_path
 from recipes.export.card import Provenance
 from recipes.export.checkpoint import Checkpoint, find_checkpoint
@@ -49,6 +50,7 @@ which transformers stacks while it loads: 2.1 to 2.3."""
 def prepare_export(request: ExportRequest, settings: Settings) -> Callable[[], Report]:
     """Everything short of writing. Raises ValueError for a user's mistake, OSError for a
     checkpoint that cannot be read."""
+    check_recorded_tokenizer(request.run, settings.values["tokenizer"]["path"])
     folder = request.run / settings.values["checkpoint"]["folder"]
     checkpoint = find_checkpoint(folder, request.step)
     spec = build_model(settings)

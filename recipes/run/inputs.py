@@ -14,6 +14,7 @@ from recipes.config.settings import Settings, SettingsError
 from recipes.data.config import HUB, DataConfig, DocumentsConfig, ValidationSetConfig
 from recipes.data.inputs import (
     Difference,
+    check_recorded_tokenizer,
     compare_files,
     compare_tokenizers,
     load_inputs,
@@ -42,13 +43,10 @@ def check_inputs(settings: Settings, option: str = "job.dump_folder") -> list[st
         raise SettingsError(f"{option}: {error}") from error
     if inputs is None:
         return []
-    path = settings.values["tokenizer"]["path"]
-    changed = compare_tokenizers(inputs.tokenizer, _digest_tokenizer(settings))
-    if changed:
-        raise SettingsError(
-            f"tokenizer.path ({path}) has another {' and another '.join(changed)} than when the "
-            f"run in {folder} began. Restore the file, or name another {option}."
-        )
+    try:
+        check_recorded_tokenizer(folder, settings.values["tokenizer"]["path"])
+    except ValueError as error:
+        raise SettingsError(f"{error} Or name another {option}.") from error
     changes: list[str] = []
     starts_anew = "dataloader" in settings.values["checkpoint"]["exclude_from_loading"]
     for owner, files in _find_groups(settings).items():
@@ -74,20 +72,24 @@ def save_run_inputs(settings: Settings) -> None:
 
 
 def check_weights_tokenizer(settings: Settings) -> list[str]:
-    """What `tokenizer.path` does otherwise than the tokenizer beside the Hugging Face weights that
-    a new run starts from, one line; [] if nothing, or there is none.
+    """What `tokenizer.path` does otherwise than the tokenizer of the weights that a new run starts
+    from, one line; [] if nothing, or there is none: it lies beside Hugging Face weights, and a run
+    has a record of its own.
 
-    Raises SettingsError where the weights would get the ids of other tokens.
+    Raises SettingsError where Hugging Face weights would get the ids of other tokens.
     """
     checkpoint, path = settings.values["checkpoint"], settings.values["tokenizer"]["path"]
     weights = checkpoint["initial_load_path"]
-    if not checkpoint["initial_load_in_hf"] or weights is None:
-        return []
-    if Path(settings.values["job"]["dump_folder"], CONFIG_FILE).exists():
+    if weights is None or Path(settings.values["job"]["dump_folder"], CONFIG_FILE).exists():
         return []  # looked at when the run began
+    subject = f"tokenizer.path ({path})"
+    if not checkpoint["initial_load_in_hf"]:
+        changed = _compare_with_run(settings, Path(weights))
+        what = f"the run of checkpoint.initial_load_path ({weights}) had"
+        differing = " and another ".join(changed)
+        return [f"{subject} has another {differing} than {what}."] if changed else []
     if not Path(weights, "tokenizer.json").is_file():
         return []
-    subject = f"tokenizer.path ({path})"
     where = f"the tokenizer beside the weights of checkpoint.initial_load_path ({weights})"
     try:
         notes = compare_vocabularies(Path(resolve_tokenizer_path(path)), Path(weights))
@@ -97,6 +99,15 @@ def check_weights_tokenizer(settings: Settings) -> list[str]:
             "tokenizer that keeps its ids."
         ) from error
     return [f"{subject} differs from {where}: {'; '.join(notes)}."] if notes else []
+
+
+def _compare_with_run(settings: Settings, checkpoint: Path) -> list[str]:
+    """The files of the tokenizer that are others than those of the run whose checkpoint it is."""
+    for folder in checkpoint.absolute().parents:
+        inputs = load_inputs(folder) if (folder / CONFIG_FILE).exists() else None
+        if inputs is not None:
+            return compare_tokenizers(inputs.tokenizer, _digest_tokenizer(settings))
+    return []
 
 
 def _digest_tokenizer(settings: Settings) -> dict[str, str]:

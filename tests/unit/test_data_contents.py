@@ -225,6 +225,12 @@ def test_a_window_that_is_too_large_is_named_with_the_way_to_pack_anew(
     assert "is packed with a window of more than 128 MiB" in error
 
 
+def test_a_frame_that_needs_a_dictionary_is_no_damage(tmp_path: Path) -> None:
+    frame = b"\x28\xb5\x2f\xfd\x01\x58\x07" + bytes(30)  # a dictionary of one byte's number
+    error = complaint(tmp_path / "a.jsonl.zst", frame)
+    assert "a.jsonl.zst needs the dictionary that it was packed with. Pack it anew" in error
+
+
 # ------------------------------------------------------------------------ token ids
 
 

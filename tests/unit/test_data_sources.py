@@ -231,3 +231,8 @@ def test_a_name_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
     check_sources(DataConfig(sources=[SourceConfig(path=f"{tmp_path}/caf\u00e9.txt")]))
     with pytest.raises(ValueError, match=r"^data\.sources\[0\]\.path .*caf\\udce9.txt.* not UTF-8"):
         check_sources(DataConfig(sources=[SourceConfig(path=f"{tmp_path}/*.txt")]))
+
+
+def test_an_empty_path_is_an_error_of_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^data\.sources\[0\]\.path is empty\. Give a file"):
+        find_files(DataConfig(sources=[SourceConfig(path="")]))

@@ -330,3 +330,20 @@ def test_a_tokenizer_beside_weights_that_cannot_be_read_is_refused(base):
     (base / "weights" / "tokenizer.json").write_text("{")
     with pytest.raises(SettingsError, match=r"cannot be compared: .*weights/tokenizer.json: "):
         check_weights_tokenizer(weights(base))
+
+
+def test_a_run_that_starts_from_the_checkpoint_of_another_tokenizer_is_told(home):
+    start(settings(home))
+    step = home / "run" / "checkpoint" / "step-2"
+    shutil.copytree(home / "tokenizer", home / "other")
+    rewrite(home / "other", lambda state: state.update(normalizer={"type": "NFC"}))
+    for tokenizer, expected in (("tokenizer", 0), ("other", 1)):
+        branch = settings(
+            home,
+            f"--checkpoint.initial_load_path={step}",
+            f"--job.dump_folder={home / 'branch'}",
+            tokenizer=tokenizer,
+        )
+        notes = check_weights_tokenizer(branch)
+        assert len(notes) == expected
+    assert notes[0].startswith(f"tokenizer.path ({home}/other) has another tokenizer.json than the")
