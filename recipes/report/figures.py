@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
-from recipes.report.panels import View
+from recipes.report.panels import Panel, View
 from recipes.report.specs import Spec, list_specs
 from recipes.report.style import BACKGROUND, GRID, TEXT
 
@@ -52,22 +52,19 @@ def draw_figures(view: View, folder: Path) -> list[Drawing]:
         for spec in list_specs(view):
             path = folder / f"{spec.name}.png"
             path.unlink(missing_ok=True)  # an earlier report's
-            if _has_data(spec, view):
-                drawings.append(_draw(spec, view, path))
+            panels = [panel for panel in spec.panels if panel.has_data(view)]
+            if panels:
+                drawings.append(_draw(spec, panels, view, path))
     return drawings
 
 
-def list_left_out(view: View) -> Iterator[str]:
+def list_left_out(view: View, drawings: Sequence[Drawing]) -> list[str]:
     """Names of the figures that no run has data for."""
-    return (spec.name for spec in list_specs(view) if not _has_data(spec, view))
+    drawn = {drawing.spec.name for drawing in drawings}
+    return [spec.name for spec in list_specs(view) if spec.name not in drawn]
 
 
-def _has_data(spec: Spec, view: View) -> bool:
-    return any(panel.has_data(view) for panel in spec.panels)
-
-
-def _draw(spec: Spec, view: View, path: Path) -> Drawing:
-    panels = [panel for panel in spec.panels if panel.has_data(view)]
+def _draw(spec: Spec, panels: Sequence[Panel], view: View, path: Path) -> Drawing:
     num_columns = 2 if len(panels) in (1, 2, 4) else 3
     num_rows = -(-len(panels) // num_columns)
     figure = Figure((WIDTH, ROW_HEIGHT * num_rows + 0.4), layout="constrained")

@@ -71,7 +71,7 @@ def format_page(report: Report, view: View, drawings: Sequence[Drawing]) -> str:
         *_format_configurations(report),
         "<h2>Runs</h2>",
         _format_table(tabulate_runs(report)),
-        *_format_notes(report, view),
+        *_format_notes(report, list_left_out(view, drawings)),
         "<h2>Words</h2><dl>",
         *(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in WORDS.items()),
         "</dl>",
@@ -165,11 +165,10 @@ def _format_configurations(report: Report) -> list[str]:
     return [heading, _paragraph("Nothing but seeds, names, and where the runs write.")]
 
 
-def _format_notes(report: Report, view: View) -> list[str]:
-    left_out = ", ".join(list_left_out(view))
+def _format_notes(report: Report, left_out: Sequence[str]) -> list[str]:
     notes = [*report.notes]
     if left_out:
-        notes.append(f"Figures that no run has data for: {left_out}.")
+        notes.append(f"Figures that no run has data for: {', '.join(left_out)}.")
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return [f"<h2>What to know about these runs</h2><ul>{items}</ul>"] if notes else []
 
