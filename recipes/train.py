@@ -100,7 +100,7 @@ def run(
             print(summarize(config, num_ranks))
             return 0
         if settings.values["export"]["enable"]:
-            from recipes.export.run import check_model
+            from recipes.export.final import check_model
 
             check_model(settings)
     except (ValueError, NotImplementedError) as error:
@@ -136,7 +136,7 @@ def _export(settings: Settings) -> None:
     """Export the final checkpoint. The training state lies on the disk whatever becomes of it."""
     from torchtitan.tools.logging import logger
 
-    from recipes.export.run import export_final
+    from recipes.export.final import export_final
 
     report = export_final(settings)
     for line in str(report or "The final checkpoint is exported already.").splitlines():

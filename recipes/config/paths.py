@@ -28,6 +28,9 @@ CONFIG_FILE = "config.toml"
 LOCK_FILE = "run.lock"
 """In the run directory: whose it is."""
 
+ORIGIN_FILE = "origin.json"
+"""In the run directory: what it started from, if not from scratch."""
+
 RUN_PATHS = (
     "checkpoint.folder",
     "metrics.save_tb_folder",
@@ -75,7 +78,7 @@ def expand_path(path: str) -> str:
 def check_run_paths(values: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ValueError unless what a run writes lies in its directory, which belongs to one job at
     a time, each under a name of its own."""
-    taken = {Path(CONFIG_FILE): "the run's own", Path(LOCK_FILE): "the run's own"}
+    taken = dict.fromkeys(map(Path, (CONFIG_FILE, LOCK_FILE, ORIGIN_FILE)), "the run's own")
     for option in RUN_PATHS:
         table, _, key = option.partition(".")
         value = values[table][key]

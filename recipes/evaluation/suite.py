@@ -138,6 +138,8 @@ def _read_task(where: str, table: Any, harness: str) -> Task:
         if not isinstance(value, int if key == "num_fewshot" else str) or isinstance(value, bool):
             kind = "a whole number" if key == "num_fewshot" else "a string"
             raise ValueError(f"{where}: {key} ({value}) must be {kind}.")
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"{where}: {key} must not be empty. Leave it out, or give it.")
     for other, keys in _ONLY_OF.items():
         if other != harness and (wrong := sorted(set(keys) & set(table))):
             raise ValueError(f"{where}: {wrong[0]} has no effect with {harness}. Leave it out.")

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         return report_error(error, 1)
     try:
-        print(export())
+        print(export() or f"exported already: {request.output}")
     except (ValueError, OSError) as error:
         return report_error(error, 1)
     return 0
@@ -41,7 +41,8 @@ def parse_request(arguments: Sequence[str]) -> ExportRequest:
     parser = ArgumentParser(prog="export.py", description=__doc__.partition(":")[0])
     add = parser.add_argument
     add("--run", required=True, help="run directory (job.dump_folder)")
-    add("--output", required=True, help="folder to write; must not exist")
+    add("--output", required=True,
+        help="folder to write; must not exist, unless it is this very export")  # fmt: skip
     add("--step", default="latest", help='"latest" (the default) or a number')
     add("--dtype", choices=get_args(ExportDtype), default=default.dtype, help="of the weights")
     add("--verify", choices=get_args(ExportVerify), default=default.verify,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -30,6 +31,7 @@ from recipes.run.health import StepData, StepHealth, Verdict
 from recipes.run.inputs import save_run_inputs
 from recipes.run.lock import check_owner
 from recipes.run.metrics import RunMetricsProcessor
+from recipes.run.origin import save_origin
 from recipes.run.peers import wait_for_rank_0
 from recipes.stop import StopRequest
 
@@ -168,6 +170,9 @@ class RunTrainer(NITPTrainer):
             check_owner(self.config.dump_folder)
             save_run_inputs(self.config.settings)
             save_config(self.config.settings)
+            if self.checkpointer.origin is not None:
+                origin = replace(self.checkpointer.origin, first_step=self.step)
+                save_origin(origin, Path(self.config.dump_folder))
 
     def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
         loss = super().forward_backward_step(**kwargs)

@@ -19,8 +19,9 @@ from recipes.config.settings import resolve_settings
 from recipes.data.tokenizer import save_bpe_tokenizer
 from recipes.export import exporter
 from recipes.export import run as export_run
+from recipes.export.config import build_hf_config
 from recipes.export.request import ExportRequest
-from recipes.export.run import build_hf_config, prepare_export
+from recipes.export.run import prepare_export
 from recipes.platform.cpu import build_float32_config
 from tests.integration.export_runs import (
     DENSE,
@@ -177,7 +178,7 @@ def test_readers_learn_the_context_and_the_special_tokens(folders, tmp_path):
     path = tmp_path / "t" / "tokenizer_config.json"
     path.write_text(json.dumps(read_json(path) | {"bos_token": "a"}))
     settings = resolve_settings(DENSE, [*SMALL, f"--tokenizer.path={tmp_path / 't'}"])
-    encoder = export_run._load_encoder(settings)
+    encoder = export_run.load_encoder(settings)
     named = build_hf_config(settings, build_model(settings), encoder, torch.bfloat16)
     assert (
         named["bos_token_id"] == read_json(tmp_path / "t" / "tokenizer.json")["model"]["vocab"]["a"]

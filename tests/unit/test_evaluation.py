@@ -1,5 +1,6 @@
 """What a user writes to have models evaluated: suite files and the command's options."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -65,6 +66,7 @@ def test_models_and_runs_keep_the_order_they_are_given_in():
         ({"suite": "papr"}, "--suite (papr) must be one of"),
         ({"subjects": [Subject(folder="nowhere", is_run=False)]}, "is not a folder"),
         ({"subjects": [Subject(folder="nowhere", is_run=True)]}, "is not a run directory"),
+        ({"subjects": [Subject(folder="mute", is_run=False)]}, "mute) has no tokenizer (tok"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused_without_torch(tmp_path, changes, message):
@@ -72,6 +74,8 @@ def test_a_request_that_makes_no_sense_is_refused_without_torch(tmp_path, change
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "config.json").write_text("{}")
     (tmp_path / "one" / "model.safetensors").touch()
+    shutil.copytree(tmp_path / "one", tmp_path / "mute")
+    (tmp_path / "one" / "tokenizer.json").touch()
     request = EvaluateRequest(
         subjects=[Subject(folder=tmp_path / "one", is_run=False)],
         suite=str(tmp_path / "suite.toml"),
