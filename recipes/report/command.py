@@ -12,8 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from recipes.command import ArgumentParser, report_error
-from recipes.report.markdown import format_report
+from recipes.report.markdown import HEADING, format_report
 from recipes.report.report import build_report
+
+_TEXT = "comparison.md"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,12 +23,13 @@ def main(arguments: Sequence[str]) -> int:
     try:
         given = _parse(arguments)
         report = build_report(given.runs)
-        given.output.mkdir(parents=True, exist_ok=True)
         text = format_report(report)
-        (given.output / "comparison.md").write_text(text, encoding="utf-8")
         # Here, and not above: only this needs the plotting library.
-        from recipes.report.page import write_page
+        from recipes.report.page import list_files, write_page
 
+        _check_is_ours(given.output, list_files(report))
+        given.output.mkdir(parents=True, exist_ok=True)
+        (given.output / _TEXT).write_text(text, encoding="utf-8")
         write_page(report, given.output)
     except ValueError as error:
         return report_error(error, 2)
@@ -35,6 +38,19 @@ def main(arguments: Sequence[str]) -> int:
     print(text)
     print(f"With figures: {given.output / 'report.html'}")
     return 0
+
+
+def _check_is_ours(folder: Path, names: Sequence[str]) -> None:
+    """Raise ValueError if a file that would be replaced is there, and is no earlier report's."""
+    text = folder / _TEXT
+    if text.is_file() and text.read_bytes().startswith(HEADING.encode()):
+        return
+    for name in (_TEXT, *names):
+        if (folder / name).exists():
+            raise ValueError(
+                f"--output ({folder}) has a {name} that no earlier report wrote. Name another "
+                "folder."
+            )
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

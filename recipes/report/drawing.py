@@ -106,7 +106,7 @@ def mark_phases(axes: Axes, losses: Sequence[tuple[Curve, Style]]) -> None:
         for name, begin, end in zip(("I", "II", "III"), ends, ends[1:], strict=False):
             # The middle on a logarithmic axis.
             axes.text(
-                (begin * end) ** 0.5, 1.02, name, ha="center", fontsize=9,
+                (begin * end) ** 0.5, 1.02, name, ha="center",
                 transform=axes.get_xaxis_transform(),
             )  # fmt: skip
 

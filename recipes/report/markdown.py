@@ -17,12 +17,13 @@ from recipes.report.tables import (
 from recipes.report.tags import NITP, NTP
 from recipes.report.text import summarise
 
+HEADING = "# Comparison of runs"
 NUM_ROWS = 12
 
 
 def format_report(report: Report) -> str:
     """All of it, with a newline at the end."""
-    lines = ["# Comparison of runs", ""]
+    lines = [HEADING, ""]
     if report.others:
         lines += [f"* {summarise(report, group)}" for group in report.others]
         lines += ["", *format_table(tabulate_headline(report)), ""]

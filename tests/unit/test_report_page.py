@@ -12,7 +12,7 @@ from PIL import Image
 
 from recipes.report import command, tags
 from recipes.report.drawing import MAX_POINTS_AS_LINES
-from recipes.report.figures import draw_figures
+from recipes.report.figures import PANEL_FONT, draw_figures
 from recipes.report.panels import Curves, Depth, Differences, Panel, View
 from recipes.report.report import Report, build_report
 from recipes.report.specs import SPECS
@@ -267,7 +267,7 @@ def test_the_page_has_both_themes_and_figures_follow_them(written):
     text = (written / "report.html").read_text()
     assert "prefers-color-scheme: dark" in text and '[data-theme="dark"]' in text
     figures = re.findall(r"<svg role.*?</svg>", text, flags=re.DOTALL)
-    assert len(figures) == 9
+    assert text.count("<figure id=") == 9 and len(figures) == text.count('<p class="panel">') > 9
     for figure in figures:
         assert TEXT not in figure and "currentColor" in figure and "var(--grid)" in figure
 
@@ -322,6 +322,51 @@ def test_figures_of_an_earlier_report_are_gone(tmp_path):
         assert {path.stem for path in output.glob("*.png")} == figures
 
 
+@pytest.mark.parametrize("name", ["loss.png", "report.html", "comparison.md", "cost.png"])
+def test_files_that_no_report_wrote_are_neither_replaced_nor_removed(tmp_path, capsys, name):
+    run = write_run(tmp_path / "run", {tags.NTP: NTP_CURVE})
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / name).write_text("mine")
+    error = refused([str(run), "--output", str(output)], capsys)
+    assert f"--output ({output}) has a {name} that no earlier report wrote." in error
+    assert [path.read_text() for path in output.iterdir()] == ["mine"]
+
+
+def test_files_of_other_names_do_not_matter(tmp_path):
+    run = write_run(tmp_path / "run", {tags.NTP: NTP_CURVE})
+    (tmp_path / "mine.png").write_text("mine")
+    for _ in range(2):
+        assert command.main([str(run), "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "mine.png").read_text() == "mine"
+
+
+# A telephone: 390 pixels wide, of which the margins take 40.
+NARROW = 350
+
+
+def test_text_of_figures_has_11_pixels_on_a_telephone(written):
+    text = (written / "report.html").read_text()
+    widths = [float(w) for w in re.findall(r'<svg role[^>]*viewBox="0 0 ([0-9.]+) ', text)]
+    assert len(widths) > 9
+    assert min(NARROW / width * PANEL_FONT for width in widths) >= 11
+    # The letters are paths, scaled from the font's 1000s: the axes have no smaller ones.
+    scales = {float(s) for s in re.findall(r"scale\((0\.[0-9]+) -", text)}
+    assert scales and min(scales) >= PANEL_FONT / 100 - 1e-9
+    assert "min-width: 34rem" not in text and "minmax(min(100%, 21.5rem), 1fr)" in text
+
+
+def test_a_cell_is_named_where_columns_do_not_fit(written):
+    """Below 40 rem rows are blocks, and each cell shows the name of its column."""
+    text = (written / "report.html").read_text()
+    for table in re.findall(r"<table>.*?</table>", text, flags=re.DOTALL):
+        head, *rows = table.split("<tr>")[1:]
+        columns = re.findall(r'<th scope="col">(.*?)</th>', head)
+        for row in rows:
+            assert re.findall(r'data-label="(.*?)"', row) == columns[1:]
+    assert "td::before { content: attr(data-label)" in text
+
+
 def test_names_are_text_in_the_page(tmp_path):
     runs = [tmp_path / "a$\\frac$&<b>", tmp_path / "c|d"]
     for run in runs:
@@ -336,7 +381,8 @@ def test_names_are_text_in_the_page(tmp_path):
 
 def test_the_same_runs_give_the_same_page(written, view, tmp_path):
     page = (written / "report.html").read_text()
-    assert all(drawing.svg in page for drawing in draw_figures(view, tmp_path))
+    drawn = [panel.svg for drawing in draw_figures(view, tmp_path) for panel in drawing.panels]
+    assert len(drawn) > 9 and all(svg in page for svg in drawn)
 
 
 # ------------------------------------------------------------------------------------- command
