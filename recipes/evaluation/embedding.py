@@ -203,6 +203,8 @@ def _check_rows(table: Any, split: str) -> None:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, StopIteration):  # all that `datasets` says of a file without rows
+        return "a table of it has no rows"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")
 

@@ -39,8 +39,9 @@ class Model:
 
     @property
     def key(self) -> str:
-        """The name of its folder of results."""
-        return name_file(self.label, self.digest)
+        """The name of its folder of results: the same whatever other models are evaluated."""
+        folder = (self.run or self.source).resolve().name
+        return name_file(folder if self.step is None else f"{folder} {self.step}", self.digest)
 
     @contextmanager
     def open(self, scratch: Path) -> Iterator[Path]:

@@ -120,7 +120,7 @@ class Runner:
         """Of a failure of the task, or of the model alone; it goes when the same succeeds. Tasks of
         a suite differ in their titles: one name may be asked in several ways."""
         name = model.label if task is None else f"{model.label} {task.title}"
-        identity = [model.key, None if task is None else task.title]
+        identity = [model.key, model.label, None if task is None else task.title]
         return self._output / FAILED / f"{name_file(name, identity)}.log"
 
     def _question(self, task: Task) -> Mapping[str, Any]:

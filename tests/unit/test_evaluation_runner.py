@@ -219,16 +219,35 @@ def test_files_of_tasks_differ_where_the_case_of_letters_does_not_count(tmp_path
         assert len({path.name.lower() for path in files}) == num
 
 
-def test_models_whose_labels_differ_by_replaced_signs_have_folders_of_their_own(tmp_path):
-    """The same files, of the same times, in folders that are called alike but for a sign."""
-    subjects = []
-    for name in ("a/b_c", "a_b/c"):
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
-        subjects.append(Subject(folder=folder, is_run=False))
-    first, second = (
-        replace(m, label=n)
-        for m, n in zip(find_models(subjects, None), ("a/b_c", "a_b/c"), strict=True)
+def test_models_called_alike_but_for_a_sign_have_files_of_their_own(tmp_path):
+    """The same files in both: one loads, the other does not."""
+    for name in ("b c", "b_c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    models = find_models(
+        [Subject(folder=tmp_path / name, is_run=False) for name in ("b c", "b_c")], None
     )
-    assert first.digest == second.digest and first.key != second.key
+
+    class Harness(StandIn):
+        def load(self, folder):
+            if folder.name == "b c":
+                raise OSError("no weights")
+            return super().load(folder)
+
+    runner = Runner(SUITE, tmp_path / "out", Harness())
+    assert [len(found) for found in runner.run(models).values()] == [0, 3]
+    (line,) = runner.failures
+    assert Path(line.rpartition(": ")[2]).is_file()
+
+
+def test_results_of_a_model_alone_are_found_beside_one_of_the_same_name(tmp_path):
+    """Its label is longer there."""
+    subjects = []
+    for name in ("first/model", "second/model"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(f'{{"name": "{name}"}}')
+        subjects.append(Subject(folder=tmp_path / name, is_run=False))
+    Runner(SUITE, tmp_path / "out", StandIn()).run(find_models(subjects[:1], None))
+    harness = StandIn()
+    Runner(SUITE, tmp_path / "out", harness).run(find_models(subjects, None))
+    assert harness.calls == ["model", "a", "b", "c"]
