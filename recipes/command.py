@@ -8,10 +8,14 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
 
-from recipes.config.settings import SettingsError
+from recipes.characters import escape
+from recipes.config.arguments import check_arguments
+from recipes.config.lookup import SettingsError
+from recipes.config.paths import expand_path
 
 _EXPLAINED = (ValueError, NotImplementedError, FloatingPointError, OSError)
 """Errors whose message says it all. Any other is a bug."""
@@ -30,10 +34,43 @@ _LAUNCHER_NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MA
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, which raises ValueError for arguments that are none."""
+    """argparse's, which raises ValueError for arguments that are none, for an option given twice
+    and for a part of its name."""
+
+    def __init__(self, *, repeatable: Collection[str] = (), **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+        self._repeatable = repeatable
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        check_arguments(sys.argv[1:] if args is None else args, self._repeatable)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. See --help.")
+        # "argument --output: (x) is no folder." of a type of ours, which says it all.
+        option, is_ours, rule = message.removeprefix("argument ").partition(": (")
+        raise ValueError(f"{option} ({rule}" if is_ours else f"{message}. See --help.")
+
+
+def path_text(text: str) -> str:
+    """The type of an argument that is a path: a shell leaves `--output=~/x` as it is."""
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"({text}) {error}") from None
+
+
+def path(text: str) -> Path:
+    """As `path_text`."""
+    return Path(path_text(text))
+
+
+def folder(text: str) -> Path:
+    """As `path`, of a folder that is there."""
+    found = path(text)
+    if not found.is_dir():
+        what = "is a file" if found.exists() else "does not exist"
+        raise argparse.ArgumentTypeError(f"({found}) must be a folder, and {what}. Name another.")
+    return found
 
 
 def check_environment(environment: Mapping[str, str]) -> None:
@@ -95,6 +132,15 @@ def report_error(error: BaseException, exit_code: int) -> int:
 def print_error(error: BaseException) -> None:
     """A user's mistake, or what failed, as one line on stderr; a bug with its traceback."""
     if isinstance(error, _EXPLAINED):
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {describe(error)}", file=sys.stderr)
     else:
-        traceback.print_exception(error)
+        lines = "".join(traceback.format_exception(error)).split("\n")
+        print("\n".join(map(escape, lines)), file=sys.stderr, end="")
+
+
+def describe(error: BaseException) -> str:
+    """One line, whatever names or bytes of a file the message quotes."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}."  # not "[Errno 13] ..."
+    return escape(" ".join(text.split()))

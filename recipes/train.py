@@ -15,7 +15,8 @@ from recipes.command import (
     report_error,
     set_single_process_environment,
 )
-from recipes.config.help import format_help
+from recipes.config.arguments import check_arguments
+from recipes.config.help import find_topics, format_help
 from recipes.config.rules import check_export, check_files, check_settings
 from recipes.config.schema import load_schema
 from recipes.config.settings import Settings, SettingsError, resolve_settings
@@ -28,12 +29,15 @@ USAGE = __doc__.splitlines()[0]
 
 def main(arguments: Sequence[str]) -> int:
     """Everything that can be checked without torch is checked before torch is imported."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        topic = arguments[1] if len(arguments) > 1 else None
-        print(f"{USAGE}\n\n{format_help(load_schema(), topic)}")
-        return 0
     try:
+        topics = find_topics(arguments) if arguments else []
+        if topics is not None:
+            if len(topics) > 1:
+                raise SettingsError(f"--help takes one table or option, not {' '.join(topics)}.")
+            print(f"{USAGE}\n\n{format_help(load_schema(), topics[0] if topics else None)}")
+            return 0
         check_environment(os.environ)
+        check_arguments(arguments)
         settings = resolve_settings(None, arguments)
         check_settings(settings)
         check_export(settings)

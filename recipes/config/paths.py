@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.characters import find_fault
 from recipes.data.config import HUB
 
 PATHS = {
@@ -19,6 +20,7 @@ PATHS = {
     "data.sources.path",
     "validation.sets.path",
     "checkpoint.initial_load_path",
+    "parallelism.pipeline_parallel_schedule_csv",
 }
 """Options, `table.key`, that name files or folders which may be anywhere."""
 
@@ -49,8 +51,9 @@ def expand_path(path: str) -> str:
     """The path with the home directory and environment variables in their places, also in a folder
     that follows `hf://`.
 
-    Raises ValueError for a path that is empty or that no file system takes, for a variable that is
-    not set or empty, a `$` that begins none, and a home directory of nobody.
+    Raises ValueError for a path that is empty or that no file system takes, one with a control
+    character, for a variable that is not set or empty, a `$` that begins none, and a home directory
+    of nobody.
     """
     if not path.strip() or "\0" in path:
         raise ValueError("is no path. Name a file or folder, or leave it out.")
@@ -67,6 +70,8 @@ def expand_path(path: str) -> str:
         user = expanded.partition("/")[0]
         raise ValueError(f"begins with {user}, which is no home directory. Write ./{user}.")
     expanded = os.path.expandvars(expanded)
+    if fault := find_fault(expanded):
+        raise ValueError(f"{fault}. Rename it.")
     if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in expanded.split("/")):
         raise ValueError(f"has a name of more than {_MAX_NAME_BYTES} bytes. Shorten it.")
     return scheme + expanded
@@ -104,7 +109,10 @@ def anchor_paths(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
     Except those of data in the hub's layout: their documents are named by the path as it stands.
     """
     anchored = {table: dict(entries) for table, entries in values.items()}
-    for option in ("job.dump_folder", "tokenizer.path", "checkpoint.initial_load_path"):
+    for option in (
+        "job.dump_folder", "tokenizer.path", "checkpoint.initial_load_path",
+        "parallelism.pipeline_parallel_schedule_csv",
+    ):  # fmt: skip
         table, _, key = option.partition(".")
         anchored[table][key] = _anchor(anchored[table][key])
     for table, key in (("data", "sources"), ("validation", "sets")):
@@ -115,4 +123,4 @@ def anchor_paths(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 
 def _anchor(path: str | None) -> str | None:
-    return path if path is None or "://" in path else os.path.abspath(path)
+    return path if not path or "://" in path else os.path.abspath(path)

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from recipes.characters import is_utf8
 from recipes.data.config import EMBEDDED_TOKENIZER
 from recipes.data.corpus import compute_record, find_corpus_files
-from recipes.data.paths import is_utf8
 from recipes.data.sources import is_validation
 
 EOS_TOKEN = "<|endoftext|>"

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from recipes.command import ArgumentParser, report_error
+from recipes.command import ArgumentParser, path, report_error
 from recipes.config.parts import build_data
 from recipes.config.rules import check_files, check_settings
 from recipes.config.settings import resolve_settings
@@ -27,6 +27,7 @@ from recipes.data.inputs import (
 )
 from recipes.data.sources import SourceFile, find_files
 from recipes.data.tokenizer import digest_tokenizer, resolve_tokenizer_path
+from recipes.run.folder import check_is_writable
 from recipes.run.lock import RunLock
 
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     """The command; the exit code."""
     try:
         given, overrides = _parse(arguments)
+        check_is_writable(str(given.output), "--output")
         settings = resolve_settings(None, overrides)
         check_settings(settings)
         check_files(settings)
@@ -122,11 +124,11 @@ def _check_content(output: Path, files: Mapping[str, Sequence[SourceFile]]) -> N
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command's own arguments, and the configuration's. Raises ValueError."""
     parser = ArgumentParser(
-        prog="tokenize_data.py", description=(__doc__ or "").partition(":")[0], allow_abbrev=False,
+        prog="tokenize_data.py", description=(__doc__ or "").partition(":")[0],
         epilog="--job.config_file and any other --table.key value are the configuration's.",
     )  # fmt: skip
     add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="where the Parquet files go")
+    add("--output", type=path, required=True, metavar="DIR", help="where the Parquet files go")
     add("--workers", type=int, default=os.cpu_count(), metavar="N",
         help="processes (default: one for each CPU)")  # fmt: skip
     given, overrides = parser.parse_known_args(arguments)

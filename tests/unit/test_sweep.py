@@ -114,7 +114,13 @@ def test_names_stay_unique_where_their_values_are_no_names(first, second, beginn
         (["--grid", "nitp.target_layer=3"], "has nitp.target_layer twice"),
         (["--grid", "data.seed=1,2"], "make the same run"),
         (["--grid", "job.dump_folder=a"], "names no setting of the training"),
-        (["--seeds", "0"], "--seeds (0) must be at least 1"),
+        (["--seeds", "3"], "--seeds is given twice"),
+        (["--nproc-per-node", "0"], "--nproc-per-node (0) must be at least 1"),
+        (["--nitp.target_layer=2"], "--nitp.target_layer (2) has no effect beside --grid"),
+        (["--job.dump_folder=x"], "--job.dump_folder (x) has no effect with --output"),
+        (["--baseline", "train_configs/debug_moe.toml"], 'has model.flavor = "debug_moe"'),
+        (["--baseline", "train_configs/debug_ntp.toml", "--job.config_file=x"], "is given twice"),
+        (["--grid", "data.sources=[{path='a\nb'}]"], "has a control character"),
         (["--debug.seed=none"], "debug.seed"),
         (["--checkpoint.enable=false"], "checkpoint.enable (false) must be true in a sweep"),
         (["--baseline", "train_configs/debug_ntq.toml"], "Did you mean train_configs/debug_ntp"),
@@ -294,6 +300,16 @@ def test_the_baseline_is_a_file_the_configuration_itself_or_none(tmp_path, capsy
     assert "debug.toml" in first() and "--nitp.enable=false" in first()
     assert "debug_ntp.toml" in first("--baseline", "train_configs/debug_ntp.toml")
     assert "--nitp.target_layer=1" in first("--baseline", "none")
+
+
+def test_options_of_nitp_alone_are_not_the_baselines(tmp_path, capsys):
+    """Where it would be a mistake to give them beside nitp.enable=false."""
+    more = ["--nitp.weight=0.5", "--nitp.enable", "--float8.enable", "--float8.projector"]
+    assert main(arguments(tmp_path, "--dry-run", *more)) == 0
+    baseline, run, *_ = capsys.readouterr().out.splitlines()
+    assert "nitp.weight" not in baseline and "float8.projector" not in baseline
+    assert baseline.count("nitp.enable") == 1 and "--float8.enable=true" in baseline
+    assert "--nitp.weight=0.5 --nitp.enable=true" in run and "--float8.projector=true" in run
 
 
 def test_each_point_has_a_baseline_that_differs_by_nitp_alone(tmp_path, capsys):
