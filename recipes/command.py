@@ -52,7 +52,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def path_text(text: str) -> str:
-    """The type of an argument that is a path: a shell leaves `--output=~/x` as it is."""
+    """The type of an argument that is a path: a shell leaves `--output=~/x` as it is, and gives
+    names with a `$` that are there."""
+    if "$" in text and os.path.lexists(text):
+        return text
     try:
         return expand_path(text)
     except ValueError as error:

@@ -17,7 +17,7 @@ from recipes.command import (
 )
 from recipes.config.arguments import check_arguments
 from recipes.config.help import find_topics, format_help
-from recipes.config.rules import check_export, check_files, check_settings
+from recipes.config.rules import check_export, check_files, check_settings, check_weights
 from recipes.config.schema import load_schema
 from recipes.config.settings import Settings, SettingsError, resolve_settings
 from recipes.run.folder import check_is_writable, check_run_folder
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = resolve_settings(None, arguments)
         check_settings(settings)
         check_export(settings)
+        check_weights(settings)
         if settings.values["job"]["dry_run"]:
             return run(settings, _check_dry(settings))
         check_files(settings)

@@ -10,7 +10,7 @@ from recipes.config.paths import CONFIG_FILE
 OPTION = "checkpoint.initial_load_path"
 
 
-def check_initial_load(values: Mapping[str, Mapping[str, Any]]) -> None:
+def check_initial_load(values: Mapping[str, Mapping[str, Any]], *, must_exist: bool) -> None:
     """Raise ValueError unless the folder that a run starts from has what it should have. A run that
     resumes does not look at it."""
     checkpoint = values["checkpoint"]
@@ -19,6 +19,8 @@ def check_initial_load(values: Mapping[str, Mapping[str, Any]]) -> None:
     if not checkpoint["enable"] or text is None or "://" in text or _find_steps(own):
         return
     path = Path(text)
+    if not path.exists() and not must_exist:
+        return
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise ValueError(f"{OPTION} ({text}) must be a folder, and {what}. Name another.")

@@ -63,8 +63,14 @@ def check_files(settings: Settings) -> None:
     with _naming_the_origin(settings):
         check_sources(build_data(settings), build_validation_sets(settings))
         check_tokenizer(settings.values["tokenizer"]["path"])
-        check_initial_load(settings.values)
+        check_initial_load(settings.values, must_exist=True)
         _check_schedule_file(settings)
+
+
+def check_weights(settings: Settings) -> None:
+    """Raise SettingsError if what a run starts from is on this machine, and something else."""
+    with _naming_the_origin(settings):
+        check_initial_load(settings.values, must_exist=False)
 
 
 def check_export(settings: Settings) -> None:

@@ -4,7 +4,7 @@ Free of torch: a mistake is one line, before anything heavy is imported.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from recipes.config.lookup import nearest as nearest
 from recipes.config.paths import PATHS, expand_path
 from recipes.config.schema import Schema, activation_checkpoint_options, load_schema
 from recipes.config.toml_file import read_toml
-from recipes.config.values import NONE, convert_value, describe_type, parse_text, show_value
+from recipes.config.values import NONE, convert_value, describe_type, parse_text, show_value, walk
 
 _COMMAND_LINE_RANK = 1_000_000
 """Above that of any file."""
@@ -194,7 +194,7 @@ def _load_overrides(arguments: Sequence[str], schema: Schema, rank: int) -> dict
 def _check_option(table: str, option: Option, value: Any, schema: Schema, where: str) -> Any:
     """The value as the option's type; of an array of tables each entry, completed by defaults."""
     name = f"{table}.{option.name}"
-    for part in () if name in schema else _walk(value):
+    for part in () if name in schema else walk(value):
         if isinstance(part, str) and (fault := find_fault(part)):
             raise SettingsError(f"{where}: {name} ({show_value(part)}) {fault}. Remove it.")
         if isinstance(part, int) and not -(2**63) <= part < 2**63:
@@ -209,18 +209,6 @@ def _check_option(table: str, option: Option, value: Any, schema: Schema, where:
     if name in schema:
         return [_check_entry(name, entry, schema, where) for entry in value]
     return value
-
-
-def _walk(value: Any) -> Iterator[Any]:
-    """All that a value holds, keys of tables too."""
-    parts, ahead = [], [value]
-    while ahead:
-        parts.append(part := ahead.pop())
-        if isinstance(part, dict):
-            ahead += [*part, *part.values()]
-        elif isinstance(part, list):
-            ahead += part
-    return iter(parts)
 
 
 def _expand(name: str, value: Any, where: str) -> Any:

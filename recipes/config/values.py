@@ -106,6 +106,18 @@ def show_value(value: Any) -> str:
         return "..."
 
 
+def walk(value: Any) -> list[Any]:
+    """All that a value holds, keys of tables too, however deep."""
+    parts, ahead = [], [value]
+    while ahead:
+        parts.append(part := ahead.pop())
+        if isinstance(part, dict):
+            ahead += [*part, *part.values()]
+        elif isinstance(part, list):
+            ahead += part
+    return parts
+
+
 def _parse_inline(text: str) -> Any:
     with suppress(ValueError, RecursionError):
         return tomli.loads(f"value = {text}")["value"]

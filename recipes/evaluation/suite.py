@@ -7,7 +7,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from recipes.characters import find_fault
 from recipes.config.toml_file import read_toml
+from recipes.config.values import show_value, walk
 
 FOLDER = Path(__file__).parent / "suites"
 
@@ -91,6 +93,9 @@ def load_suite(name: str) -> Suite:
     """Raises ValueError, one line, for what is no suite."""
     path = find_suite(name)
     content = read_toml(path)
+    for text in walk(content):
+        if isinstance(text, str) and (fault := find_fault(text)):
+            raise ValueError(f"{path}: {show_value(text)} {fault}. Remove it.")
     tables = content.pop("tasks", None)
     if not isinstance(tables, list) or not tables:
         raise ValueError(f"{path} must have at least one [[tasks]] table.")

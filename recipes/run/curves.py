@@ -11,7 +11,7 @@ Curve = dict[int, float]
 def read_starts(run: Path, folder: str = "tb") -> list[dict[str, Curve]]:
     """{tag: curve} of every start of the run, in order; `folder` is metrics.save_tb_folder."""
     starts = []
-    for start in sorted(run.glob(f"{folder}/*")):
+    for start in sorted((run / folder).iterdir()) if (run / folder).is_dir() else ():
         # metrics.save_for_all_ranks: the losses are global, so any rank has them.
         rank_0 = start / "rank_0"
         source = rank_0 if rank_0.is_dir() else start

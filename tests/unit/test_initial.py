@@ -14,11 +14,11 @@ def save(folder: Path) -> Path:
     return folder
 
 
-def check(run: Path, path: Path | str, *, hf: bool = False) -> None:
+def check(run: Path, path: Path | str, *, hf: bool = False, must_exist: bool = True) -> None:
     form = "--checkpoint.initial_load_in_hf" if hf else "--checkpoint.allow_pickle"
     given = ["--model.flavor=debug", "--checkpoint.enable", f"--job.dump_folder={run}", form]
     settings = resolve_settings(None, [*given, f"--checkpoint.initial_load_path={path}"])
-    check_initial_load(settings.values)
+    check_initial_load(settings.values, must_exist=must_exist)
 
 
 def refused(tmp_path: Path, path: Path | str, *, hf: bool = False) -> str:
@@ -52,6 +52,7 @@ def test_what_is_not_there_or_something_else_says_so(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "cut").mkdir()
     assert refused(tmp_path, "gone") == "must be a folder, and does not exist. Name another."
+    check(tmp_path / "new", "gone", must_exist=False)  # a dry run, maybe on another machine
     assert refused(tmp_path, tmp_path / "file").startswith("must be a folder, and is a file")
     assert "no complete DCP checkpoint: it has no .metadata" in refused(tmp_path, tmp_path / "cut")
     assert "no Hugging Face weights" in refused(tmp_path, tmp_path / "cut", hf=True)

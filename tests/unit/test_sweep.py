@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -358,6 +359,44 @@ def test_an_array_has_a_task_for_each_run_that_is_not_done(tmp_path):
         "--lr_scheduler.warmup_steps=1 --nitp.target_layer=1 --debug.seed=1 --data.seed=1 "
         f"--job.dump_folder={folder}/{ORDER[4]}\n"
     )
+
+
+@pytest.mark.parametrize("name", ["a b", "100%A", "it's $(touch PWNED) `x`;", '"q" \\'])
+def test_a_folders_name_is_no_part_of_an_array_but_a_name(tmp_path, name, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / name
+    given = arguments(folder, "--slurm")
+    if "$" in name:  # which begins no variable
+        assert main(given) == 2
+        return
+    assert main(given) == 0
+    script = (folder / "sweep.sbatch").read_text()
+    (output,) = (line for line in script.splitlines() if line.startswith("#SBATCH --output="))
+    logs = shlex.split(output.removeprefix("#SBATCH "))[0].removeprefix("--output=")
+    assert logs == f"{str(folder).replace('%', '%%')}/logs/%x-%A_%a.log"
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "train.sbatch").write_text('printf "%s\\n" "$@"\n')
+    printed = subprocess.run(
+        ["bash", folder / "sweep.sbatch"], cwd=tmp_path,
+        env=os.environ | {"SLURM_ARRAY_TASK_ID": "0"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert printed.stdout.endswith(f"--job.dump_folder={folder}/{ORDER[0]}\n")
+    queue = capsys.readouterr().out.splitlines()[0].partition(": ")[2]
+    assert shlex.split(queue) == ["sbatch", "--nodes=1", f"{folder}/sweep.sbatch"]
+
+
+@pytest.mark.parametrize("character", ["\n", "\r", "\x1b", "\u2028"])
+def test_a_newline_in_a_folders_name_never_gets_to_a_script(tmp_path, character, capsys):
+    (tmp_path / "x.toml").write_text(
+        f'[job]\nextends = "{ROOT}/train_configs/debug.toml"\n'
+        f'dump_folder = "{tmp_path}/x\\u{ord(character):04x}touch PWNED #"\n'
+    )
+    given = [f"--job.config_file={tmp_path / 'x.toml'}", *GRID, "--slurm"]
+    assert main(given) == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith("error: ") and captured.count("\n") == 1
+    assert "x.toml: job.dump_folder (" in captured and "has a control character" in captured
+    assert {path.name for path in tmp_path.iterdir()} == {"x.toml"}
 
 
 def test_the_table_of_what_is_done_needs_no_run(tmp_path, capsys):
