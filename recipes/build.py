@@ -45,7 +45,7 @@ from recipes.config.parts import (
     build_shape,
     build_validation_sets,
 )
-from recipes.config.settings import Settings
+from recipes.config.settings import Settings, nearest
 from recipes.data.config import DataConfig
 from recipes.data.encoder import Encoder
 from recipes.data.loader import PackedDataLoader
@@ -210,8 +210,25 @@ def _check_names(settings: Settings, config: Trainer.Config) -> None:
         table, _, key = option.partition(".")
         assert config.model_spec is not None
         check_part_of_names(option, settings.values[table][key], config.model_spec.model)
+    for entry in config.override.imports:
+        _check_import(entry if isinstance(entry, str) else entry[0])
     if config.compile.enable:
         check_choice("compile.backend", config.compile.backend, torch.compiler.list_backends(()))
+
+
+def _check_import(target: str) -> None:
+    module, _, name = target.rpartition(".")
+    try:
+        names = dir(importlib.import_module(module))
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f'override.imports ("{target}") must be module.function, and its module cannot be '
+            f"imported: {error}."
+        ) from error
+    if name not in names:
+        raise ValueError(
+            f'override.imports ("{target}") names no function of {module}.{nearest(name, names)}'
+        )
 
 
 def _check_initial_load(config: Trainer.Config) -> None:

@@ -174,6 +174,8 @@ def test_the_projector_computes_in_float8_only_on_request(projector):
          "float8.projector (true) cannot convert nitp_projector.w2"),
         ([*FLOAT8_PROJECTOR, "--nitp.projector=none"],
          "float8.projector (true) has nothing to convert"),
+        ([*FLOAT8, "--float8.filter_fqns=lm_haed"], "Did you mean lm_head?"),
+        ([*FLOAT8, "--float8.filter_fqns=w,lm_head"], "float8.enable (true) converts no linear"),
     ],
 )  # fmt: skip
 def test_what_float8_cannot_do_is_refused_by_name(overrides, message):
