@@ -10,7 +10,6 @@ from recipes.platform import ON_CPU, on_platform  # first: torchtitan resolves i
 
 # isort: split
 
-import torch
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
@@ -35,9 +34,9 @@ from torchtitan.trainer import Trainer
 from nitp import with_nitp
 from nitp.checkpoint import NITPCheckpointManager
 from nitp.compose import check_composition
-from recipes.config.choices import check_choice
 from recipes.config.degrees import check_degrees
-from recipes.config.float8 import check_part_of_names, convert_linears
+from recipes.config.float8 import convert_linears
+from recipes.config.names import check_names
 from recipes.config.parts import (
     build_data,
     build_geometry,
@@ -45,7 +44,7 @@ from recipes.config.parts import (
     build_shape,
     build_validation_sets,
 )
-from recipes.config.settings import Settings, nearest
+from recipes.config.settings import Settings
 from recipes.data.config import DataConfig
 from recipes.data.encoder import Encoder
 from recipes.data.loader import PackedDataLoader
@@ -74,7 +73,7 @@ def build_config(settings: Settings) -> RunTrainer.Config:
     plain = build_torchtitan_config(settings)
     config = with_nitp(plain, build_nitp(settings))
     check_degrees(config)
-    _check_names(settings, plain)
+    check_names(settings, plain)
     if plain.checkpoint.initial_load_in_hf:
         _check_initial_load(plain)
     run_config = derive(
@@ -201,34 +200,6 @@ def _build_checkpoint(values: dict[str, Any]) -> NITPCheckpointManager.Config:
     elif "://" not in values["initial_load_path"]:
         values["initial_load_path"] = os.path.abspath(values["initial_load_path"])
     return NITPCheckpointManager.Config(**values)
-
-
-def _check_names(settings: Settings, config: Trainer.Config) -> None:
-    """Raise ValueError for a name that the model, or this PyTorch, does not have."""
-    option = "activation_checkpoint.force_recompute_mm_shapes_by_fqns"
-    if option in settings.origin:  # the default is for experts, and of no effect without
-        table, _, key = option.partition(".")
-        assert config.model_spec is not None
-        check_part_of_names(option, settings.values[table][key], config.model_spec.model)
-    for entry in config.override.imports:
-        _check_import(entry if isinstance(entry, str) else entry[0])
-    if config.compile.enable:
-        check_choice("compile.backend", config.compile.backend, torch.compiler.list_backends(()))
-
-
-def _check_import(target: str) -> None:
-    module, _, name = target.rpartition(".")
-    try:
-        names = dir(importlib.import_module(module))
-    except (ImportError, ValueError) as error:
-        raise ValueError(
-            f'override.imports ("{target}") must be module.function, and its module cannot be '
-            f"imported: {error}."
-        ) from error
-    if name not in names:
-        raise ValueError(
-            f'override.imports ("{target}") names no function of {module}.{nearest(name, names)}'
-        )
 
 
 def _check_initial_load(config: Trainer.Config) -> None:

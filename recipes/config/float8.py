@@ -1,16 +1,14 @@
 """The `[float8]` table: linear layers that compute in float8, by TorchTitan's own converter."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torchtitan.components.quantization import Float8Linear, Float8LinearConverter
 from torchtitan.config import derive
-from torchtitan.models.common.linear import Linear
 
 from nitp.projector import PROJECTOR_NAME
 from nitp.trainer import NITPTrainer
-from recipes.config.lookup import nearest
+from recipes.config.names import check_part_of_names, name_linears
 
 
 def convert_linears(config: NITPTrainer.Config, values: dict[str, Any]) -> NITPTrainer.Config:
@@ -42,7 +40,7 @@ def convert_linears(config: NITPTrainer.Config, values: dict[str, Any]) -> NITPT
     model = converter.convert(config.model_spec.model)
     if values["projector"] and config.nitp.is_active:
         _check_projector(model)
-    if not any(isinstance(linear, Float8Linear.Config) for linear in _linears(model).values()):
+    if not any(isinstance(linear, Float8Linear.Config) for linear in name_linears(model).values()):
         raise ValueError(
             f"float8.enable (true) converts no linear layer with float8.filter_fqns "
             f"({values['filter_fqns']}). Shorten that, or set float8.enable to false."
@@ -51,28 +49,12 @@ def convert_linears(config: NITPTrainer.Config, values: dict[str, Any]) -> NITPT
     return derive(config, NITPTrainer.Config, model_spec=spec)
 
 
-def check_part_of_names(option: str, parts: Sequence[str], model: Any) -> None:
-    """Raise ValueError unless each of `parts` is part of the name of one of the linear layers of
-    `model`; TorchTitan passes over what is not."""
-    names = list(_linears(model))
-    for part in parts:
-        if not any(part in name for name in names):
-            modules = {module for name in names for module in name.split(".")}
-            hint = nearest(part, sorted({*names, *modules}))
-            raise ValueError(
-                f'{option} ("{part}") is part of no linear layer\'s name.{hint or " Remove it."}'
-            )
-
-
-def _linears(model: Any) -> dict[str, Linear.Config]:
-    """By name."""
-    return {name: linear for name, linear, _, _ in model.traverse(Linear.Config)}
-
-
 def _check_projector(model: Any) -> None:
     assert Float8Linear is not None
     linears = {
-        name: linear for name, linear in _linears(model).items() if name.startswith(PROJECTOR_NAME)
+        name: linear
+        for name, linear in name_linears(model).items()
+        if name.startswith(PROJECTOR_NAME)
     }
     if not linears:
         raise ValueError(

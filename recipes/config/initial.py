@@ -24,7 +24,8 @@ def check_initial_load(values: Mapping[str, Mapping[str, Any]], *, must_exist: b
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise ValueError(f"{OPTION} ({text}) must be a folder, and {what}. Name another.")
-    is_dcp, is_hf = (path / ".metadata").is_file(), any(path.glob("*.safetensors"))
+    is_dcp = (path / ".metadata").is_file()
+    is_hf = any(path.glob("*.safetensors")) or (path / "config.json").is_file()
     wants_hf = checkpoint["initial_load_in_hf"]
     if is_hf if wants_hf else is_dcp:
         return
