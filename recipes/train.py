@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from recipes.command import (
     check_environment,
+    describe,
     print_error,
     report_error,
     set_single_process_environment,
@@ -62,7 +63,7 @@ def _check_dry(settings: Settings) -> list[str]:
     try:
         check_files(settings)
     except ValueError as error:
-        print(f"not on this machine: {error}", file=sys.stderr)
+        print(f"not on this machine: {describe(error)}", file=sys.stderr)
         return check_run_folder(settings)
     return _check_folder(settings)
 

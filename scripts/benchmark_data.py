@@ -26,10 +26,12 @@ import recipes.platform  # noqa: F401  first: torchtitan resolves its device onc
 
 from recipes.command import ArgumentParser, report_error
 from recipes.config import load_config
+from recipes.config.arguments import check_used
 from recipes.data.config import DataConfig, SourceConfig
 from recipes.data.documents import load_documents
 from recipes.data.encoder import Encoder
 from recipes.data.loader import HuggingFaceTokenizer, PackedDataLoader
+from recipes.tokenize.command import USED
 from recipes.tokenize.parts import write_part
 from recipes.tokenize.plan import format_sources, plan_parts
 
@@ -105,6 +107,7 @@ def main() -> int:
                 raise ValueError(f"{option} ({value}) must be greater than 0.")
         if not re.fullmatch(r"0*[1-9]\d*(,0*[1-9]\d*)*", options.ranks):
             raise ValueError(f"--ranks ({options.ranks}) must be numbers such as 1,4,64.")
+        check_used(overrides, (*USED, "training.seq_len"))
         config = load_config(None, overrides)
     except ValueError as error:
         return report_error(error, 2)

@@ -1,6 +1,7 @@
 """`--table.key value`, on a command line or in a list of a program's. Free of torch."""
 
 from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 from recipes.characters import escape, find_fault
 from recipes.config.lookup import (
@@ -62,3 +63,14 @@ def check_arguments(arguments: Sequence[str], repeatable: Collection[str] = ()) 
             if name in seen:
                 raise SettingsError(f"{COMMAND_LINE}: {name} is given twice. Give it once.")
             seen.add(name)
+
+
+def check_used(arguments: Sequence[str], used: Sequence[str]) -> None:
+    """Raise SettingsError for an option that a command other than training takes and does not use;
+    `used` are patterns of `table.key`. Files may have all tables."""
+    for name, text in parse_overrides(arguments).items():
+        if not any(fnmatchcase(name, pattern) for pattern in used):
+            raise SettingsError(
+                f"{COMMAND_LINE}: {name} ({text}) has no effect here, where "
+                f"{', '.join(used)} have. Leave it out."
+            )

@@ -43,9 +43,10 @@ def check_initial_load(values: Mapping[str, Mapping[str, Any]], *, must_exist: b
         what = "a run directory" if (path / CONFIG_FILE).is_file() else "a folder of checkpoints"
         latest = max(steps, key=_number)
         raise ValueError(f"{OPTION} ({text}) is {what}. Name one of its checkpoints: {latest}.")
-    what = "Hugging Face weights (*.safetensors)" if wants_hf else "complete DCP checkpoint"
-    found = "" if wants_hf else ": it has no .metadata, which a save writes last"
-    raise ValueError(f"{OPTION} ({text}) has no {what}{found}. Name another folder.")
+    fault = "complete DCP checkpoint: it has no .metadata, which a save writes last"
+    if wants_hf:
+        fault = "config.json and no *.safetensors, which Hugging Face weights have"
+    raise ValueError(f"{OPTION} ({text}) has no {fault}. Name another folder.")
 
 
 def _find_steps(folder: Path) -> list[Path]:

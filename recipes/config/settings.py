@@ -18,7 +18,7 @@ from recipes.config.idle import settle_idle
 from recipes.config.lookup import COMMAND_LINE, check_table, find_option
 from recipes.config.lookup import SettingsError as SettingsError
 from recipes.config.lookup import nearest as nearest
-from recipes.config.paths import PATHS, expand_path
+from recipes.config.paths import CONFIG_FILE, PATHS, expand_path
 from recipes.config.schema import Schema, activation_checkpoint_options, load_schema
 from recipes.config.toml_file import read_toml
 from recipes.config.values import NONE, convert_value, describe_type, parse_text, show_value, walk
@@ -172,7 +172,9 @@ def _load_toml(path: str, chain: tuple[str, ...]) -> dict[str, Any]:
         hint = nearest(name, siblings, os.path.join(folder, ""))
         raise SettingsError(f"{by}{path} does not exist.{hint}") from None
     except OSError as error:
-        raise SettingsError(f"{by}{path} cannot be read: {error.strerror}.") from None
+        own = os.path.join(path, CONFIG_FILE)  # of a run directory
+        hint = f" Did you mean {own}?" if os.path.isfile(own) else ""
+        raise SettingsError(f"{by}{path} cannot be read: {error.strerror}.{hint}") from None
     except ValueError as error:
         raise SettingsError(str(error)) from None
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recipes.command import ArgumentParser, path, report_error
+from recipes.config.arguments import check_used
 from recipes.config.parts import build_data
 from recipes.config.rules import check_files, check_settings
 from recipes.config.settings import resolve_settings
@@ -29,6 +30,9 @@ from recipes.data.sources import SourceFile, find_files
 from recipes.data.tokenizer import digest_tokenizer, resolve_tokenizer_path
 from recipes.run.folder import check_is_writable
 from recipes.run.lock import RunLock
+
+USED = ("job.config_file", "model.*", "tokenizer.*", "data.*", "validation.*")
+"""Options of the configuration that matter: of the data, and of what is checked with them."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -134,4 +138,5 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     given, overrides = parser.parse_known_args(arguments)
     if given.workers < 1:
         raise ValueError(f"--workers ({given.workers}) must be at least 1.")
+    check_used(overrides, USED)
     return given, overrides

@@ -9,6 +9,7 @@ import pytest
 from recipes import train
 from recipes.command import ArgumentParser, folder, path, print_error
 from recipes.config.arguments import format_overrides, parse_overrides
+from recipes.data.records import PLACE, BadDocumentError
 from recipes.evaluation.command import parse_request as parse_evaluation
 from recipes.export.command import main as export
 from recipes.measure.command import main as measure
@@ -147,6 +148,11 @@ def test_a_file_is_no_folder(tmp_path):
 def test_an_error_is_one_line_without_escape_codes(capsys):
     print_error(ValueError("bad \x1b[31mred\x1b[0m\nname\u2028\u202e\udcff"))
     assert capsys.readouterr().err == ("error: bad \\x1b[31mred\\x1b[0m name \\u202e\\udcff\n")
+
+
+def test_what_a_document_has_in_it_is_no_escape_code_of_the_log():
+    error = BadDocumentError(f"{PLACE} has: a\x1b[31m\nb")
+    assert error.at("x.jsonl:1") == "x.jsonl:1 has: a\\x1b[31m b"
 
 
 def test_an_error_of_the_system_names_the_file_first(tmp_path, capsys):

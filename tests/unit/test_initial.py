@@ -55,7 +55,7 @@ def test_what_is_not_there_or_something_else_says_so(tmp_path):
     check(tmp_path / "new", "gone", must_exist=False)  # a dry run, maybe on another machine
     assert refused(tmp_path, tmp_path / "file").startswith("must be a folder, and is a file")
     assert "no complete DCP checkpoint: it has no .metadata" in refused(tmp_path, tmp_path / "cut")
-    assert "no Hugging Face weights" in refused(tmp_path, tmp_path / "cut", hf=True)
+    assert "has no config.json and no *.safet" in refused(tmp_path, tmp_path / "cut", hf=True)
 
 
 def test_the_other_format_names_the_switch(tmp_path):

@@ -297,6 +297,9 @@ def test_a_missing_base_names_the_file_that_wants_it() -> None:
 def test_a_folder_in_place_of_a_file_is_one_line() -> None:
     with pytest.raises(SettingsError, match=r"^\. cannot be read: Is a directory\.$"):
         resolve_settings(".", [])
+    write("run/config.toml", BASE)
+    with pytest.raises(SettingsError, match=r"Is a directory\. Did you mean run/config\.toml\?$"):
+        resolve_settings("run", [])
 
 
 def test_files_that_extend_each_other_are_refused() -> None:
