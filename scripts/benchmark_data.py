@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -22,6 +23,7 @@ import recipes.platform  # noqa: F401  first: torchtitan resolves its device onc
 
 # isort: split
 
+from recipes.command import run_command
 from recipes.config import load_config
 from recipes.data.config import DataConfig, SourceConfig
 from recipes.data.documents import load_documents
@@ -88,14 +90,14 @@ def print_rates(
             print(f"| {what} | {num_ranks} | {' | '.join(f'{cell:,.0f}' for cell in cells)} |")
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")
     parser.add_argument("--repeats", type=int, default=1, help="measurements of each")
     parser.add_argument("--ranks", default="1,4,64", help="numbers of simulated ranks")
     parser.add_argument("--tokenized", action="store_true",
         help="tokenize the documents into a temporary folder, and measure that too")  # fmt: skip
-    options, overrides = parser.parse_known_args()
+    options, overrides = parser.parse_known_args(arguments)
     try:
         config = load_config(None, overrides)
     except ValueError as error:
@@ -119,4 +121,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, is_output_result=True))

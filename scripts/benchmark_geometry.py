@@ -7,7 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ import recipes.platform  # noqa: F401  first: torchtitan resolves its device onc
 # isort: split
 
 import nitp.metrics
-from recipes.command import print_error, set_single_process_environment
+from recipes.command import print_error, run_command, set_single_process_environment
 from recipes.config import load_config
 from recipes.machine import describe_machine
 
@@ -101,7 +101,7 @@ def describe(seconds: dict[str, list[float]], log_freq: int) -> str:
     )
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     path = "train_configs/debug.toml"
     if arguments and not arguments[0].startswith("--"):
         path, *arguments = arguments
@@ -118,4 +118,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main, is_output_result=True))

@@ -9,11 +9,13 @@ import argparse
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
+from recipes.command import run_command
 from recipes.parity.cells import select_cells
 from recipes.parity.matrix import Outcome
 from recipes.parity.report import format_report, save_logs
@@ -21,7 +23,7 @@ from recipes.parity.report import format_report, save_logs
 MAX_CPU_RANKS = 8
 
 
-def main() -> int:
+def main(given: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument(
@@ -51,7 +53,7 @@ def main() -> int:
         metavar="FOLDER",
         help="where to keep the output of cells that fail",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     deadline_s = None if arguments.minutes is None else time.time() + 60 * arguments.minutes
     if arguments.ranks_per_device < 1:
         return _report(f"--ranks-per-device ({arguments.ranks_per_device}) must be at least 1.")
@@ -65,7 +67,7 @@ def main() -> int:
     selected = select_cells(arguments.device, max_ranks, arguments.only)
     if not selected:
         return _report(f"--only {arguments.only} fits no cell. Try 'fsdp_*', 'moe-*' or '*'.")
-    command = shlex.join(["python", "scripts/parity.py", *sys.argv[1:]])
+    command = shlex.join(["python", "scripts/parity.py", *given])
     outcomes: list[Outcome] = []
     with arguments.output.open("w") if arguments.output else nullcontext() as file:
         for line in format_report(selected, arguments.device, command, outcomes, deadline_s):
@@ -81,4 +83,4 @@ def _report(mistake: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, is_output_result=True))

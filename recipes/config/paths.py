@@ -31,7 +31,10 @@ UNFINISHED_CONFIG_FILE = "config.unfinished"
 LOCK_FILE = "run.lock"
 """In the run directory: whose it is. Names that begin so are of its making and removal."""
 
-_RESERVED = (CONFIG_FILE, UNFINISHED_CONFIG_FILE, "structured_logs", "memory_budget_pareto")
+_RESERVED = (
+    CONFIG_FILE, UNFINISHED_CONFIG_FILE, "inputs.json", "inputs.json.unfinished",
+    "structured_logs", "memory_budget_pareto",
+)  # fmt: skip
 """In the run directory: what a run, or TorchTitan for it, writes there whatever the options are."""
 
 RUN_PATHS = (
