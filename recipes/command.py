@@ -1,14 +1,17 @@
-"""What the commands share: arguments; the launcher's environment, or one in its place; errors as
-one line."""
+"""What the commands share: streams, signals and the way out; arguments; the launcher's environment,
+or one in its place; errors as one line."""
 
 import argparse
+import getpass
 import os
 import re
+import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +19,8 @@ from recipes.characters import escape
 from recipes.config.arguments import check_arguments
 from recipes.config.lookup import SettingsError
 from recipes.config.paths import expand_path
+from recipes.stop import INTERRUPTED, Interruption
+from recipes.streams import Streams
 
 _EXPLAINED = (ValueError, NotImplementedError, FloatingPointError, OSError)
 """Errors whose message says it all. Any other is a bug."""
@@ -31,6 +36,44 @@ _READ_ANYWAY = (
 spelt."""
 
 _LAUNCHER_NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+
+
+def run_command(main: Callable[[Sequence[str]], int], *, is_output_result: bool = False) -> int:
+    """Run `main` with the command line's arguments, as every command does; the exit code.
+
+    What cannot be written to stdout or stderr is dropped, and the command goes on; but with
+    is_output_result, where stdout is all that the command is for, it ends: quietly if the reader is
+    gone, as programs do whom SIGPIPE ends, else with an error. A signal to stop raises
+    KeyboardInterrupt in `main`, unless that takes signals itself; ended by it, the command says so
+    in one line, with the exit code INTERRUPTED.
+    """
+    streams = Streams(is_output_result)
+    _name_user()
+    interruption = Interruption()
+    try:
+        with interruption:
+            exit_code = main(sys.argv[1:])
+    except SystemExit as end:  # of argparse, and of the streams
+        exit_code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        # Libraries wrap a KeyboardInterrupt in errors of their own.
+        if interruption.number is None:
+            raise
+        name = signal.Signals(interruption.number).name
+        line = f"Stopped by {name}. The same command goes on."
+        print(line, file=sys.stderr if is_output_result else sys.stdout)
+        exit_code = INTERRUPTED
+    with suppress(SystemExit):  # streams.exit_code has it
+        streams.flush()
+    return exit_code if streams.exit_code is None else streams.exit_code
+
+
+def _name_user() -> None:
+    """A container's user may have no name. PyTorch names folders of temporary files by it."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid-{os.getuid()}"
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -24,7 +25,7 @@ import recipes.platform  # noqa: F401  first: torchtitan resolves its device onc
 
 # isort: split
 
-from recipes.command import ArgumentParser, report_error
+from recipes.command import ArgumentParser, report_error, run_command
 from recipes.config import load_config
 from recipes.config.arguments import check_used
 from recipes.data.config import DataConfig, SourceConfig
@@ -93,7 +94,7 @@ def print_rates(
             print(f"| {what} | {num_ranks} | {' | '.join(f'{cell:,.0f}' for cell in cells)} |")
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")
     parser.add_argument("--repeats", type=int, default=1, help="measurements of each")
@@ -101,7 +102,7 @@ def main() -> int:
     parser.add_argument("--tokenized", action="store_true",
         help="tokenize the documents into a temporary folder, and measure that too")  # fmt: skip
     try:
-        options, overrides = parser.parse_known_args()
+        options, overrides = parser.parse_known_args(arguments)
         for option, value in (("--seconds", options.seconds), ("--repeats", options.repeats)):
             if not 0 < value < inf:
                 raise ValueError(f"{option} ({value}) must be greater than 0.")
@@ -129,4 +130,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, is_output_result=True))

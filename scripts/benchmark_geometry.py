@@ -7,7 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ import recipes.platform  # noqa: F401  first: torchtitan resolves its device onc
 # isort: split
 
 import nitp.metrics
-from recipes.command import report_error, set_single_process_environment
+from recipes.command import report_error, run_command, set_single_process_environment
 from recipes.config import load_config
 from recipes.config.arguments import check_arguments, parse_overrides
 from recipes.machine import describe_machine
@@ -102,8 +102,8 @@ def describe(seconds: dict[str, list[float]], log_freq: int) -> str:
     )
 
 
-def main(arguments: list[str]) -> int:
-    if arguments[:1] in (["-h"], ["--help"]):
+def main(arguments: Sequence[str]) -> int:
+    if list(arguments[:1]) in (["-h"], ["--help"]):
         print(__doc__)
         return 0
     if arguments and not arguments[0].startswith("--"):
@@ -126,4 +126,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main, is_output_result=True))

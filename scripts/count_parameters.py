@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from recipes.build import build_config
-from recipes.command import ArgumentParser, path_text, report_error
+from recipes.command import ArgumentParser, path_text, report_error, run_command
 from recipes.config.rules import check_settings
 from recipes.config.settings import resolve_settings
 from recipes.run.summary import compute_size, tabulate
@@ -30,4 +30,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main, is_output_result=True))

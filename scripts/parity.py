@@ -8,12 +8,13 @@ fails is kept in --logs. Exit code 0: all that ran has passed; 1: a cell failed;
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from recipes.command import ArgumentParser, path, report_error
+from recipes.command import ArgumentParser, path, report_error, run_command
 from recipes.parity.cells import select_cells
 from recipes.parity.matrix import Outcome
 from recipes.parity.report import format_report, save_logs
@@ -21,16 +22,16 @@ from recipes.parity.report import format_report, save_logs
 MAX_CPU_RANKS = 8
 
 
-def main() -> int:
+def main(given: Sequence[str]) -> int:
     try:
-        return _main()
+        return _main(given)
     except ValueError as error:
         return report_error(error, 2)
     except OSError as error:
         return report_error(error, 1)
 
 
-def _main() -> int:
+def _main(given: Sequence[str]) -> int:
     """Raises ValueError for arguments that are none, OSError for files that cannot be written."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
@@ -61,7 +62,7 @@ def _main() -> int:
         metavar="FOLDER",
         help="where to keep the output of cells that fail",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     deadline_s = None if arguments.minutes is None else time.time() + 60 * arguments.minutes
     if arguments.ranks_per_device < 1:
         raise ValueError(f"--ranks-per-device ({arguments.ranks_per_device}) must be at least 1.")
@@ -80,7 +81,7 @@ def _main() -> int:
     selected = select_cells(arguments.device, max_ranks, arguments.only)
     if not selected:
         raise ValueError(f"--only ({arguments.only}) fits no cell. Try 'fsdp_*', 'moe-*' or '*'.")
-    command = shlex.join(["python", "scripts/parity.py", *sys.argv[1:]])
+    command = shlex.join(["python", "scripts/parity.py", *given])
     outcomes: list[Outcome] = []
     with arguments.output.open("w") if arguments.output else nullcontext() as file:
         for line in format_report(selected, arguments.device, command, outcomes, deadline_s):
@@ -91,4 +92,4 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, is_output_result=True))

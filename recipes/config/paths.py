@@ -27,8 +27,17 @@ PATHS = {
 CONFIG_FILE = "config.toml"
 """In the run directory: its resolved configuration."""
 
+UNFINISHED_CONFIG_FILE = "config.unfinished"
+"""In the run directory: the same while it is written."""
+
 LOCK_FILE = "run.lock"
-"""In the run directory: whose it is."""
+"""In the run directory: whose it is. Names that begin so are of its making and removal."""
+
+_RESERVED = (
+    CONFIG_FILE, UNFINISHED_CONFIG_FILE, "inputs.json", "inputs.json.unfinished",
+    "structured_logs", "memory_budget_pareto",
+)  # fmt: skip
+"""In the run directory: what a run, or TorchTitan for it, writes there whatever the options are."""
 
 RUN_PATHS = (
     "checkpoint.folder",
@@ -79,8 +88,8 @@ def expand_path(path: str) -> str:
 
 def check_run_paths(values: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ValueError unless what a run writes lies in its directory, which belongs to one job at
-    a time, each under a name of its own."""
-    taken = {Path(CONFIG_FILE): "the run's own", Path(LOCK_FILE): "the run's own"}
+    a time, each under a name of its own, also where case makes no difference to names."""
+    taken = {Path(name): (name, "the run's own") for name in _RESERVED}
     for option in RUN_PATHS:
         table, _, key = option.partition(".")
         value = values[table][key]
@@ -94,13 +103,16 @@ def check_run_paths(values: Mapping[str, Mapping[str, Any]]) -> None:
             )
         if path == Path() or "\0" in value:
             raise ValueError(f"{option} ({value}) must be a name below job.dump_folder. Give one.")
-        for other, owner in taken.items():
-            if path.is_relative_to(other) or other.is_relative_to(path):
+        folded = Path(value.casefold())
+        if folded.parts[0].startswith(LOCK_FILE):
+            taken[Path(folded.parts[0])] = (path.parts[0], "the run's own")
+        for other, (name, owner) in taken.items():
+            if folded.is_relative_to(other) or other.is_relative_to(folded):
                 raise ValueError(
-                    f"{option} ({value}) must not be or hold {other}, which is {owner}, nor lie in "
+                    f"{option} ({value}) must not be or hold {name}, which is {owner}, nor lie in "
                     "it. Choose another name."
                 )
-        taken[path] = f"{option}'s"
+        taken[folded] = (value, f"{option}'s")
 
 
 def anchor_paths(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -5,14 +5,13 @@ python -m recipes.evaluation ...
 Prints one table, and writes it as evaluation.md and evaluation.json. The first model is what the
 others are compared with. What is done is kept in the output: the same command goes on where it was
 interrupted, and does no task twice. Exit code 0 done, 1 failure (of one task: the others are done),
-2 bad usage, 130 interrupted; what went wrong is one line on stderr that starts with `error: `.
+2 bad usage, 130 if stopped by a signal; what went wrong is one line on stderr
+that starts with `error: `.
 """
 
 import argparse
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from recipes.command import ArgumentParser, folder, path, path_text, print_error, report_error
@@ -46,24 +45,13 @@ def _evaluate(request: EvaluateRequest, suite: Suite) -> int:
     harness = open_harness(suite, request)
     harness.check()
     runner = Runner(suite, request.output, harness)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        scores = runner.run(models)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on.")
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    scores = runner.run(models)
     table = build_table(suite, [model.label for model in models], scores)
     table.write(request.output)
     print(f"\n{table.to_markdown()}", end="")
     for failure in runner.failures:
         print_error(ValueError(failure))
     return 1 if runner.failures else 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def parse_request(arguments: Sequence[str]) -> EvaluateRequest:

@@ -29,9 +29,9 @@ def main(arguments: Sequence[str]) -> int:
         return report_error(error, 1)
     try:
         report = measure()
-        print(report.to_markdown(), end="")
         if request.output is not None:
             report.write(request.output)
+        print(report.to_markdown(), end="")
     except (ValueError, OSError) as error:
         return report_error(error, 1)
     return 0

@@ -4,7 +4,8 @@ Writes the token ids of all documents of [[data.sources]], held-out ones too, to
 read back before it counts, and prints the sources that read them. It does not tokenize
 [[validation.sets]]: for them name their files as data.sources, with validation off. The same
 command goes on where it was interrupted. Exit code 0 done; 1 if a file cannot be written; 2 bad
-usage or data; 130 after Ctrl-C; what went wrong is one line on stderr that starts with `error: `.
+usage or data; 130 if stopped by a signal; what went wrong is one line on stderr
+that starts with `error: `.
 """
 
 import argparse
@@ -51,9 +52,6 @@ def main(arguments: Sequence[str]) -> int:
         return report_error(error, 2)
     except OSError as error:
         return report_error(error, 1)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on.")
-        return 130
     return 0
 
 
