@@ -36,6 +36,7 @@ from nitp.checkpoint import NITPCheckpointManager
 from nitp.compose import check_composition
 from recipes.config.degrees import check_degrees
 from recipes.config.float8 import convert_linears
+from recipes.config.names import check_names
 from recipes.config.parts import (
     build_data,
     build_geometry,
@@ -73,6 +74,7 @@ def build_config(settings: Settings) -> RunTrainer.Config:
     plain = build_torchtitan_config(settings)
     config = with_nitp(plain, build_nitp(settings))
     check_degrees(config)
+    check_names(settings, plain)
     if plain.checkpoint.initial_load_in_hf and not _has_checkpoint(plain):
         _check_initial_load(plain)
     run_config = derive(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from recipes.characters import escape
 from recipes.evaluation.models import Model
 from recipes.evaluation.request import EvaluateRequest
 from recipes.evaluation.results import Evaluator, Harness, Score, Store, name_file
@@ -113,7 +114,7 @@ class Runner:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         what = model.label if task is None else f"{model.label}, {task.title}"
-        self.failures.append(f"{what}: {_describe(error)} Everything it said: {log}")
+        self.failures.append(escape(f"{what}: {_describe(error)} Everything it said: {log}"))
         print(f"failed: {self.failures[-1]}", flush=True)
 
     def _log(self, model: Model, task: Task | None) -> Path:

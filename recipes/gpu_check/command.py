@@ -1,9 +1,6 @@
 """The check as a whole: what is run in which order, and how long each part may take."""
 
-import argparse
 import shlex
-import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -12,11 +9,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
+from recipes.command import ArgumentParser, path, report_error
 from recipes.gpu_check.cost import measure_cost
 from recipes.gpu_check.report import describe_platform, describe_result, write_report
 from recipes.gpu_check.section import Section, find_nonfinite, write_logs
@@ -25,6 +22,7 @@ from recipes.parity.cells import select_cells
 from recipes.parity.matrix import Outcome
 from recipes.parity.report import format_report, save_logs
 from recipes.parity.world import Device
+from recipes.run.folder import check_is_writable
 
 RECIPES_SHARE, EXPORT_SHARE, COST_SHARE = 0.4, 0.2, 0.3
 """Of the minutes: the most that these parts may take. The matrix has what they leave."""
@@ -38,8 +36,17 @@ CPU_CELLS = "dense-[fc]*_2*"
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0: all that ran has passed; 1: something failed; 2: bad usage; 130: interrupted."""
+    try:
+        return _main(arguments)
+    except ValueError as error:
+        return report_error(error, 2)
+    except OSError as error:
+        return report_error(error, 1)
+
+
+def _main(arguments: Sequence[str]) -> int:
     started = time.time()
-    parser = argparse.ArgumentParser(prog="check_gpu.py", description=__doc__)
+    parser = ArgumentParser(prog="check_gpu.py", description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
     parser.add_argument(
         "--minutes", type=float, default=8, metavar="M",
@@ -49,21 +56,22 @@ def main(arguments: Sequence[str]) -> int:
         "--cells", metavar="PATTERN", help="cells of the parity matrix; default: all"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER",
+        "--output", type=path, metavar="FOLDER",
         help="for report.md, report.json and logs; default: outputs/check_gpu/TIME",
     )  # fmt: skip
     given = parser.parse_args(arguments)
     num_devices = torch.cuda.device_count() if given.device == "cuda" else 1
     if num_devices == 0:
-        return _refuse("--device cuda: this machine has no CUDA device. Use --device cpu.")
+        raise ValueError("--device (cuda) needs a CUDA device. Use --device cpu.")
     if not given.minutes > 0:
-        return _refuse(f"--minutes ({given.minutes:g}) must be greater than 0.")
+        raise ValueError(f"--minutes ({given.minutes:g}) must be greater than 0.")
     cells = given.cells or ("*" if given.device == "cuda" else CPU_CELLS)
     if not select_cells(given.device, max_ranks=1, pattern=cells):
-        return _refuse(f"--cells {cells} fits no cell. Try 'fsdp_*', 'moe-*' or '*'.")
+        raise ValueError(f"--cells ({cells}) fits no cell. Try 'fsdp_*', 'moe-*' or '*'.")
     output = given.output or Path("outputs/check_gpu", f"{datetime.now():%Y%m%d-%H%M%S}")
+    check_is_writable(str(output), "--output")
     if (output / "report.md").exists():
-        return _refuse(f"--output ({output}) has a report. Name another folder.")
+        raise ValueError(f"--output ({output}) has a report. Name another folder.")
     output.mkdir(parents=True, exist_ok=True)
 
     check = Check(
@@ -73,20 +81,10 @@ def main(arguments: Sequence[str]) -> int:
         started=started,
     )
     deadline_s = started + 60 * given.minutes
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-            return check.run(
-                list_parts(
-                    given.device, num_devices, cells, started, deadline_s, output, Path(scratch)
-                )
-            )
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        return check.run(
+            list_parts(given.device, num_devices, cells, started, deadline_s, output, Path(scratch))
+        )
 
 
 Part = tuple[str, Callable[[Section], None]]
@@ -205,8 +203,3 @@ def check_parity(
             if outcome.comparison is not None:
                 section.figures[name] = outcome.comparison.values()
         save_logs(outcomes, output)
-
-
-def _refuse(mistake: str) -> int:
-    print(f"error: {mistake}", file=sys.stderr)
-    return 2

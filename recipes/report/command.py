@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from recipes.command import ArgumentParser, report_error
+from recipes.command import ArgumentParser, folder, path, report_error
 from recipes.report.markdown import HEADING, format_report
 from recipes.report.report import build_report
+from recipes.run.folder import check_is_writable
 
 _TEXT = "comparison.md"
 
@@ -56,12 +57,13 @@ def _check_is_ours(folder: Path, names: Sequence[str]) -> None:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Raises ValueError for arguments that are none, or without the plotting library."""
     parser = ArgumentParser(prog="compare_runs.py", description=(__doc__ or "").partition(":")[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("runs", nargs="+", type=folder, metavar="RUN", help="run directory")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR",
+        "--output", type=path, required=True, metavar="DIR",
         help="folder for report.html, its figures and comparison.md",
     )  # fmt: skip
     given = parser.parse_args(arguments)
+    check_is_writable(str(given.output), "--output")
     if find_spec("matplotlib") is None:
         raise ValueError(
             'the figures need the package matplotlib. Install "nitp-torchtitan[report]".'

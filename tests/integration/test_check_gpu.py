@@ -270,9 +270,9 @@ def test_a_report_says_what_failed_what_was_left_out_and_on_what(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device=cuda"], "error: --device cuda: this machine has no CUDA device."),
+        (["--device=cuda"], "error: --device (cuda) needs a CUDA device."),
         (["--device=cpu", "--minutes=0"], "error: --minutes (0) must be greater than 0."),
-        (["--device=cpu", "--cells=fdsp"], "error: --cells fdsp fits no cell."),
+        (["--device=cpu", "--cells=fdsp"], "error: --cells (fdsp) fits no cell."),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, arguments, message):

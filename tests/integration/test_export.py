@@ -31,6 +31,7 @@ from tests.integration.export_runs import (
     save_checkpoint,
     save_run,
 )
+from tests.launch import compose
 from tests.unit.test_export_tokenizer import save_tokenizer
 
 # isort: split
@@ -120,7 +121,7 @@ def test_weights_are_rounded_to_the_dtype_and_the_selection_bias_is_not(folders,
 def test_training_accepts_the_folder_to_continue_from(folders, name):
     config, overrides, _ = MODELS[name]
     path = f"--checkpoint.initial_load_path={folders[name]}"
-    load_config(config, [*overrides, path, "--checkpoint.initial_load_in_hf"])
+    load_config(config, compose([*overrides, path, "--checkpoint.initial_load_in_hf"]))
 
 
 def test_the_tokenizer_gives_what_generate_takes(folders):

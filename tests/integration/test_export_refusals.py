@@ -45,8 +45,10 @@ def refuse(capsys, run: Path, *arguments: str, code: int) -> str:
     """Export `run`, expect `code`, one line on stderr and no output; returns the line."""
     output = run.parent / "out"
     before = sorted(path.name for path in run.parent.iterdir())
-    options = ["--run", str(run), "--output", str(output), "--verify", "keys", *arguments]
-    assert main(options) == code
+    usual = {"--run": f"--run={run}", "--output": f"--output={output}", "--verify": "--verify=keys"}
+    given = {argument.partition("=")[0] for argument in arguments}
+    options = [option for name, option in usual.items() if name not in given]
+    assert main([*options, *arguments]) == code
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith("error: ")
     assert printed.err.count("\n") == 1

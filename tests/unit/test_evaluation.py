@@ -50,7 +50,10 @@ def test_a_file_that_is_no_suite_is_one_line(tmp_path, text, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_models_and_runs_keep_the_order_they_are_given_in():
+def test_models_and_runs_keep_the_order_they_are_given_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "abcd":
+        (tmp_path / name).mkdir()
     request = parse_request(
         ["--run", "a", "b", "--model", "c", "--run", "d", "--suite", "paper", "--step", "7"]
     )

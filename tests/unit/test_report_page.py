@@ -379,6 +379,35 @@ def test_names_are_text_in_the_page(tmp_path):
     assert "| c\\|d |" in (output / "comparison.md").read_text()
 
 
+HOSTILE = "</script>]](x) `a` | $\\frac$ *b* \"'> --> [c](d) {0} %s\n# e"
+
+
+def test_hostile_values_are_text_in_page_and_table(tmp_path):
+    """Of a configuration that this version did not write; and a name that begins as a heading."""
+    names = ["# _a", "_b <svg onload=x>"]
+    for i, name in enumerate(names):
+        write_run(tmp_path / name, {tags.NTP: NTP_CURVE, tags.RANK: {1: 2.0, 7: 3.0}},
+                  job__name=f"{HOSTILE}{i}", steps=9)  # fmt: skip
+    (tmp_path / names[1] / "config.toml").unlink()
+    write_run(tmp_path / "z", {tags.NTP: NTP_CURVE}, job__name=HOSTILE, steps=9)
+    output = tmp_path / "out"
+    runs = [str(tmp_path / name) for name in (*names, "z")]
+    assert command.main([*runs, "--output", str(output)]) == 0
+    page = (output / "report.html").read_text()
+    assert page.count("</script>") == page.count("<script>") == 1
+    assert "<svg onload" not in page and "_b &lt;svg onload=x&gt;" in page
+    lines = (output / "comparison.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("#")] == [
+        "# Comparison of runs", "## Runs", "## Losses", "## Final figures",
+        "## The groups' configurations differ in", "## Notes",
+    ]  # fmt: skip
+    assert any(line.startswith("* \\# _a") for line in lines)
+    tables = "\n".join(lines).split("\n\n")
+    for table in (text.splitlines() for text in tables if text.startswith("| ")):
+        assert len({len(re.split(r"(?<!\\)\|", row)) for row in table}) == 1
+    assert "\\`a\\`" in "".join(lines) and "[c\\](d)" in "".join(lines)
+
+
 def test_the_same_runs_give_the_same_page(written, view, tmp_path):
     page = (written / "report.html").read_text()
     drawn = [panel.svg for drawing in draw_figures(view, tmp_path) for panel in drawing.panels]
@@ -445,12 +474,14 @@ def test_without_the_plotting_library_one_line_names_the_remedy(tmp_path, capsys
     )
 
 
-def test_bad_usage_is_one_line(capsys):
-    assert refused(["run"], capsys).startswith("error: the following arguments are required:")
+def test_bad_usage_is_one_line(tmp_path, capsys):
+    assert refused([str(tmp_path)], capsys).startswith(
+        "error: the following arguments are required:"
+    )
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
     run = write_run(tmp_path / "run", {tags.NTP: NTP_CURVE})
     (tmp_path / "out").write_text("")
-    assert command.main([str(run), "--output", str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().err.startswith("error: ")
+    error = refused([str(run), "--output", str(tmp_path / "out")], capsys)
+    assert error.startswith(f"error: --output ({tmp_path}/out) is no folder")

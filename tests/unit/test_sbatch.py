@@ -10,7 +10,8 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.sbatch"
 SRUN = """#!/bin/bash
 echo "$@" > "$FOLDER/command"
-trap 'echo saving; sleep 0.3; echo TERM > "$FOLDER/signalled"; exit 1' TERM
+save() { trap 'echo ended; exit 1' TERM; echo saving; read -r < "$FOLDER/go"; }
+trap 'save; echo TERM > "$FOLDER/signalled"; exit 1' TERM
 echo ready
 for _ in $(seq $TICKS); do sleep 0.05; done
 exit $STATUS
@@ -51,16 +52,23 @@ def test_a_job_that_ends_by_itself_is_not_queued_again(start, tmp_path, status):
     assert command.endswith("-m recipes.train --job.config_file some.toml --training.steps 7\n")
 
 
-def test_a_signalled_job_lets_its_ranks_save_and_is_queued_again(start, tmp_path):
-    job = start(ticks=10_000, status=0)  # longer than anyone waits
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signalled_job_lets_its_ranks_save_and_is_queued_again(start, tmp_path, first):
+    """Also where SLURM's SIGTERM follows the signal that gave notice."""
+    os.mkfifo(tmp_path / "go")
+    go = os.open(tmp_path / "go", os.O_RDWR)  # waits for no reader
+    job = start(ticks=2000, status=0)  # longer than anyone waits
     assert job.stdout is not None
     assert job.stdout.readline() == "ready\n"
+    job.send_signal(first)
+    assert job.stdout.readline() == "saving\n"
     job.send_signal(signal.SIGTERM)
+    os.write(go, b"\n")
     out, _ = job.communicate(timeout=20)
     assert job.returncode == 0
     assert (tmp_path / "signalled").exists(), "the job waited until its ranks had saved"
     assert (tmp_path / "requeued").read_text() == "requeue 42\n"
-    assert out == "saving\nstopped by a signal; queueing the job again\n"
+    assert out == "stopped by a signal; queueing the job again\n"
 
 
 def test_the_ranks_get_less_time_than_slurm_gives_the_script():
