@@ -216,3 +216,9 @@ def _check_checkpoint(settings: Settings) -> None:
             "checkpoint.initial_load_in_hf is true, and those have pickles in them, which run code "
             "of whoever wrote them. Set checkpoint.allow_pickle = true if you trust it."
         )
+    excluded = [] if checkpoint["initial_load_model_only"] else checkpoint["exclude_from_loading"]
+    if path and "train_state" in excluded and "lr_scheduler" not in excluded:
+        raise ValueError(
+            'checkpoint.exclude_from_loading (["train_state"]) would count the steps from 0 in the '
+            'middle of the learning rate\'s schedule. Add "lr_scheduler", which begins that too.'
+        )

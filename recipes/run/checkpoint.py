@@ -14,7 +14,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.tensor import DTensor
-from torchtitan.components.checkpointer.base import TRAIN_STATE, purge_thread
+from torchtitan.components.checkpointer.base import (
+    LR_SCHEDULER,
+    OPTIMIZER,
+    TRAIN_STATE,
+    purge_thread,
+)
 from torchtitan.components.checkpointer.dcp import AsyncMode
 from torchtitan.config import derive
 from torchtitan.tools.filesystem import rmtree
@@ -24,6 +29,7 @@ from torchtitan.tools.utils import device_module, device_type
 from nitp.checkpoint import NITPCheckpointManager
 from recipes.run.checkpoint_folder import RANDOM_STATE, find_fault, find_steps, find_superseded
 from recipes.run.lock import check_owner
+from recipes.run.optimizer_state import OptimizerState, apply_learning_rates
 from recipes.run.origin import Origin, read_origin
 
 
@@ -120,7 +126,16 @@ class RunCheckpointManager(NITPCheckpointManager):
             self._check_initial(Path(self.initial_load_path))
         if not self._complete and self.initial_load_path and dist.get_rank() == 0:
             self.origin = read_origin(Path(self.initial_load_path), is_hf=self.initial_load_in_hf)
-        return super()._load(step)
+        is_loaded = super()._load(step)
+        if is_loaded:
+            apply_learning_rates(self.states[LR_SCHEDULER])
+        return is_loaded
+
+    def _states_to_load(self, model_only: bool) -> dict[str, Any]:
+        states = super()._states_to_load(model_only)
+        if OPTIMIZER in states:
+            states[OPTIMIZER] = OptimizerState(states[OPTIMIZER])
+        return states
 
     def _agree_on_complete(self, step: int) -> set[int]:
         """The complete checkpoints, as rank 0 sees them: all ranks must load the same."""

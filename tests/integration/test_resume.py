@@ -1,6 +1,7 @@
 """Stop at any step, resume, stop and resume again: the run that was never stopped, bit for bit."""
 
 import functools
+import json
 import random
 import shutil
 from pathlib import Path
@@ -186,3 +187,50 @@ def test_another_number_of_ranks_continues_with_the_same_state_and_batches(tmp_p
         loss, again = (curve["loss_metrics/global_avg_loss"][step] for curve in curves)
         # Float32 sums over 512 labels in another order.
         assert loss == pytest.approx(again, rel=1e-5)
+
+
+def note_hyperparameters(path: Path, rank: int) -> None:
+    """Append what the optimizer has when it steps, as JSON."""
+    train_step = RunTrainer.train_step
+
+    def note(optimizer, args, kwargs) -> None:
+        keys = ("lr", "weight_decay", "betas", "eps")
+        (group,) = optimizer.param_groups
+        with path.open("a") as file:
+            print(json.dumps({key: group[key] for key in keys}), file=file)
+
+    def train(self: RunTrainer, data_iterator) -> None:
+        if self.num_steps_run == 0:
+            for optimizer in self.optimizers:
+                optimizer.register_step_pre_hook(note)
+        train_step(self, data_iterator)
+
+    RunTrainer.train_step = train
+
+
+def test_what_is_configured_and_logged_is_what_the_optimizer_uses(tmp_path):
+    """A run of two steps is trained on to four, which moves its schedule; from there another one
+    goes on with other values, moments and counts included."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    stage = [
+        f"--checkpoint.initial_load_path={first}/checkpoint/step-4", "--checkpoint.allow_pickle",
+        "--checkpoint.initial_load_model_only=false", "--optimizer.lr=2e-4",
+        "--optimizer.weight_decay=0.5", "--optimizer.betas=[0.8, 0.9]", "--optimizer.eps=1e-6",
+    ]  # fmt: skip
+    for target, steps, extra in ((first, 2, []), (first, 4, []), (second, 6, stage)):
+        arguments = [*SMALL, *extra, f"--job.dump_folder={target}", f"--training.steps={steps}"]
+        arguments += ["--lr_scheduler.warmup_steps=1", "--lr_scheduler.decay_ratio=0.5"]
+        before = functools.partial(note_hyperparameters, tmp_path / f"{target.name}.jsonl")
+        run(arguments, tmp_path / f"log{steps}", before=before)
+    plain = {"weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8}
+    staged = {"weight_decay": 0.5, "betas": [0.8, 0.9], "eps": 1e-6}
+    # Of four steps the last is at a half, of six the last two are at two and one thirds.
+    for target, expected, rates in (
+        (first, plain, [1e-3, 1e-3, 1e-3, 5e-4]),
+        (second, staged, [4e-4 / 3, 2e-4 / 3]),
+    ):
+        lines = (tmp_path / f"{target.name}.jsonl").read_text().splitlines()
+        used = [json.loads(line) for line in lines]
+        logged = [value for _, value in sorted(read_curves(target)["lr/AdamW"].items())]
+        assert [entry.pop("lr") for entry in used] == pytest.approx(rates) == logged
+        assert all(entry == expected for entry in used)

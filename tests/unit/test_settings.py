@@ -404,6 +404,19 @@ def test_a_value_out_of_range_names_where_it_was_set() -> None:
     assert message("", "--model.num_heads", "5").startswith("model.num_kv_heads (2) must divide")
 
 
+def test_steps_that_begin_anew_in_the_middle_of_a_schedule_are_refused() -> None:
+    """They would go on beyond its end, where the learning rate is negative."""
+    given = ["--checkpoint.initial_load_path=/x", "--checkpoint.allow_pickle"]
+    given += ["--checkpoint.enable", "--checkpoint.initial_load_model_only=false"]
+    excluded = "--checkpoint.exclude_from_loading="
+    assert message("", *given, f"{excluded}train_state") == (
+        'command line: checkpoint.exclude_from_loading (["train_state"]) would count the steps '
+        'from 0 in the middle of the learning rate\'s schedule. Add "lr_scheduler", which begins '
+        "that too."
+    )
+    check(*given, f"{excluded}train_state,lr_scheduler")
+
+
 def test_builders_give_the_typed_configs() -> None:
     settings = resolve("--model.dim", "384", "--data.seed", "3")
     assert build_shape(settings).dim == 384
