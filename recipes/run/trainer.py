@@ -170,7 +170,8 @@ class RunTrainer(NITPTrainer):
         if self.num_steps_run == 1:
             self._save_config()
         will_save = self.checkpointer.will_save(self.step, self.step == self.config.training.steps)
-        if will_save or self._will_validate():
+        # The next step, which would read the verdict on this one, may not come.
+        if will_save or self._will_validate() or not self.should_continue_training():
             self._judge(self._health.read())
         if will_save or self.is_stopping:
             # The curves of a run that is killed later must reach as far as its checkpoint.

@@ -1,6 +1,8 @@
 """Numbers that are not finite: found in the step they appear in, placed, never saved."""
 
 import functools
+import os
+import signal
 from itertools import chain
 
 import pytest
@@ -113,6 +115,54 @@ def test_skipping_leaves_parameters_and_moments_as_they_were(tmp_path, value, wh
     assert read_curves(folder)["training/skipped_steps"] == {3: 1.0, 4: 2.0}
 
 
+UNSEEN = ["--checkpoint.enable=false", "--metrics.log_freq=100"]
+"""Nothing is saved, and of four steps the first alone is logged."""
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_the_last_step_is_judged_though_it_is_neither_logged_nor_saved(tmp_path, policy):
+    folder = tmp_path / "run"
+    (rank,) = start(
+        [*RUN, *UNSEEN, f"--job.dump_folder={folder}", "--training.steps=4",
+         f"--training.on_nonfinite={policy}"],
+        tmp_path / "log", before=functools.partial(plant, NAN, "gradient", [4], [0]),
+    )  # fmt: skip
+    text = "The gradient of step 4 is not finite (ranks 0; rows 24 to 31 of the data; "
+    if policy == "stop":
+        assert rank.wait() == 1
+        (error,) = rank.errors()
+        assert text in error and "The last good checkpoint is none." in error
+        assert "Training completed" not in rank.text()
+    else:
+        assert rank.wait() == 0
+        assert text in rank.text() and "update skipped, 1 so far" in rank.text()
+        assert read_curves(folder)["training/skipped_steps"] == {4: 1.0}
+
+
+def stop_and_plant(step: int, rank: int) -> None:
+    """Ask to stop in the step before `step`, whose gradient is spoilt."""
+    plant(NAN, "gradient", [step], [0], rank)
+    train_step = RunTrainer.train_step
+
+    def ask(self: RunTrainer, data_iterator) -> None:
+        if self.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        train_step(self, data_iterator)
+
+    RunTrainer.train_step = ask
+
+
+def test_the_step_that_a_stop_request_ends_with_is_judged(tmp_path):
+    """Step 4 ends the run of eight: only then all ranks know of the request in step 3."""
+    (rank,) = start(
+        [*RUN, *UNSEEN, f"--job.dump_folder={tmp_path / 'run'}", "--training.steps=8"],
+        tmp_path / "log", before=functools.partial(stop_and_plant, 4),
+    )  # fmt: skip
+    assert rank.wait() == 1
+    (error,) = rank.errors()
+    assert "The gradient of step 4 is not finite" in error
+
+
 def plant_in_a_stage(step: int, bad_rank: int, rank: int) -> None:
     """Spoil a gradient of one pipeline stage, and on the last one the loss, at one step."""
     backward = RunTrainer.pp_forward_backward_step
@@ -130,14 +180,22 @@ def plant_in_a_stage(step: int, bad_rank: int, rank: int) -> None:
 @SLOW
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 @pytest.mark.parametrize(("bad_rank", "what"), [(0, "gradient"), (1, "loss")])
-@pytest.mark.parametrize("log_freq", [1, 100])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--training.steps=4"],
+        ["--training.steps=4", "--metrics.log_freq=100"],
+        ["--training.steps=3", *UNSEEN],
+    ],
+    ids=["logged", "not-logged", "last"],
+)
 def test_all_pipeline_stages_learn_of_a_number_that_is_not_finite(
-    tmp_path, policy, bad_rank, what, log_freq
+    tmp_path, policy, bad_rank, what, extra
 ):
     folder = tmp_path / "run"
     ranks = start(
-        [*RUN, *PIPELINE, f"--job.dump_folder={folder}", "--training.steps=4",
-         f"--training.on_nonfinite={policy}", f"--metrics.log_freq={log_freq}"],
+        [*RUN, *PIPELINE, f"--job.dump_folder={folder}", f"--training.on_nonfinite={policy}",
+         *extra],
         tmp_path / "log", 2, before=functools.partial(plant_in_a_stage, 3, bad_rank),
     )  # fmt: skip
     text = f"The {what} of step 3 is not finite (ranks {bad_rank}; rows 16 to 23 of the data; "
@@ -147,7 +205,7 @@ def test_all_pipeline_stages_learn_of_a_number_that_is_not_finite(
     else:
         assert wait(ranks) == [0, 0]
         assert text in ranks[0].text() and "update skipped, 1 so far" in ranks[0].text()
-        assert load_state(folder / "checkpoint" / "step-4")["train_state.num_skipped_steps"] == 1
+        assert read_curves(folder)["training/skipped_steps"] == {3: 1.0}
 
 
 def plant_always(rank: int) -> None:
