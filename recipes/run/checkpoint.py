@@ -27,7 +27,13 @@ from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import device_module, device_type
 
 from nitp.checkpoint import NITPCheckpointManager
-from recipes.run.checkpoint_folder import RANDOM_STATE, find_fault, find_steps, find_superseded
+from recipes.run.checkpoint_folder import (
+    RANDOM_STATE,
+    find_fault,
+    find_steps,
+    find_superseded,
+    has_training_state,
+)
 from recipes.run.lock import check_owner
 from recipes.run.optimizer_state import OptimizerState, apply_learning_rates
 from recipes.run.origin import Origin, read_origin
@@ -70,11 +76,15 @@ class RunCheckpointManager(NITPCheckpointManager):
     class Config(NITPCheckpointManager.Config):
         pass
 
+    exclude_from_loading: list[str]
+
     def __init__(self, config: Config, **kwargs: Any) -> None:
         # Without TorchTitan's thread, which deletes without asking whose the folder is by then.
         super().__init__(derive(config, type(config), keep_latest_k=0), **kwargs)
         self.saves_any_step = False
         """Set: `save` saves all states at any step, unless it is saved already."""
+        self.is_resumable = True
+        """Whether `latest` has the state of the training, not the model alone."""
         self._complete: set[int] = set()
         self._deleted: set[int] = set()
         self._step = -1  # the last that was saved, maybe not to its end yet
@@ -102,7 +112,13 @@ class RunCheckpointManager(NITPCheckpointManager):
     # ------------------------------------------------------------------------ loading
 
     def _load(self, step: int = -1) -> bool:
-        self._complete = self._agree_on_complete(step)
+        self._complete, self.is_resumable = self._agree_on_complete(step)
+        if self._complete and self.initial_load_path and self.exclude_from_loading:
+            logger.info(
+                f"checkpoint.exclude_from_loading ({', '.join(self.exclude_from_loading)}) is for "
+                f"{self.initial_load_path} only: {self.latest()} is loaded whole."
+            )
+            self.exclude_from_loading = []
         if self._complete and TRAIN_STATE in self.exclude_from_loading:
             raise ValueError(
                 f'checkpoint.exclude_from_loading ("{TRAIN_STATE}") would count the steps from 0 '
@@ -122,6 +138,9 @@ class RunCheckpointManager(NITPCheckpointManager):
                 "one. Move the later ones away, or branch off with another job.dump_folder and "
                 f"checkpoint.initial_load_path = {self._path(step)}."
             )
+        if not self.is_resumable:
+            self._skip_to_end(max(self._complete))
+            return False
         if not self._complete and self.initial_load_path and not self.initial_load_in_hf:
             self._check_initial(Path(self.initial_load_path))
         if not self._complete and self.initial_load_path and dist.get_rank() == 0:
@@ -137,24 +156,50 @@ class RunCheckpointManager(NITPCheckpointManager):
             states[OPTIMIZER] = OptimizerState(states[OPTIMIZER])
         return states
 
-    def _agree_on_complete(self, step: int) -> set[int]:
-        """The complete checkpoints, as rank 0 sees them: all ranks must load the same."""
-        complete: list[list[int]] = [[]]
+    def _agree_on_complete(self, step: int) -> tuple[set[int], bool]:
+        """The complete checkpoints and whether the newest can be resumed, as rank 0 sees them: all
+        ranks must load the same."""
+        complete: list[int] = []
+        is_resumable = True
         if dist.get_rank() == 0:
             for found, path in reversed(find_steps(Path(self.folder)).items()):
                 fault = find_fault(path)
                 if fault is None:
-                    complete[0].append(found)
-                elif step == -1 and not complete[0]:
+                    is_resumable = has_training_state(path) if not complete else is_resumable
+                    complete.append(found)
+                elif step == -1 and not complete:
                     logger.warning(f"{path} is passed over: {fault}.")
-        dist.broadcast_object_list(complete)
-        return set(complete[0])
+        agreed: list[Any] = [complete, is_resumable]
+        dist.broadcast_object_list(agreed)
+        return set(agreed[0]), agreed[1]
+
+    def _skip_to_end(self, step: int) -> None:
+        """Take the step of a checkpoint of the model alone, the last of a run, for done.
+
+        Raises ValueError if there is more to train: optimizer and position in the data are gone.
+        """
+        trainer: Any = self.states[TRAIN_STATE]
+        num_steps = trainer.config.training.steps
+        if step < num_steps:
+            raise ValueError(
+                f"training.steps ({num_steps}) must be at most {step}: {self._path(step)} holds "
+                "the model alone (checkpoint.last_save_model_only), so its run cannot be trained "
+                "on. Start another from it: another job.dump_folder, checkpoint.initial_load_path "
+                f"= {self._path(step)} and checkpoint.allow_pickle = true. Or move it away to go "
+                "on from the checkpoint before it."
+            )
+        trainer.step = step
 
     def _check_initial(self, path: Path) -> None:
         fault = find_fault(path)
         if fault is not None:
             raise ValueError(
                 f"checkpoint.initial_load_path ({path}) is not a complete DCP checkpoint: {fault}."
+            )
+        if not self.initial_load_model_only and not has_training_state(path):
+            raise ValueError(
+                f"checkpoint.initial_load_path ({path}) holds the model alone. Set "
+                "checkpoint.initial_load_model_only = true."
             )
 
     def _find_load_step(self, folder: str = "") -> int:
@@ -197,6 +242,7 @@ class RunCheckpointManager(NITPCheckpointManager):
             raise self._save_error(error, curr_step) from error
         assert is_saved
         self._step = curr_step
+        self.is_resumable = not (last_step and self.last_save_model_only)
         if self.save_future is None:
             self._note_saved()
         return True

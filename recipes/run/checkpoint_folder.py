@@ -12,6 +12,7 @@ from collections.abc import Set
 from pathlib import Path
 
 from torch.distributed.checkpoint import FileSystemReader
+from torchtitan.components.checkpointer.base import TRAIN_STATE
 
 RANDOM_STATE = "random_state"
 """First part of the names of the random generators' states."""
@@ -43,6 +44,12 @@ def find_fault(checkpoint: Path) -> str | None:
         if size < length:
             return f"{name} has {size} of {length} bytes"
     return None
+
+
+def has_training_state(checkpoint: Path) -> bool:
+    """Whether a complete checkpoint is of a whole training, not of the model alone."""
+    names = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    return any(name.startswith(f"{TRAIN_STATE}.") for name in names)
 
 
 def find_superseded(found: Set[int], complete: Set[int], keep: int) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torchtitan.tools.logging import init_logger, logger
 
+from recipes.run.closing import End, describe_end, describe_files, describe_next, saves
 from recipes.run.trainer import RunTrainer
 
 
@@ -36,7 +37,7 @@ class Job:
     def run(self) -> bool:
         """Train, save, and say where everything lies; whether the run has come to its end, and
         nobody has asked it to stop."""
-        if not _saves(self.config):
+        if not saves(self.config):
             logger.warning(
                 "This run saves nothing: checkpoint.enable is false or load_only is true."
             )
@@ -88,7 +89,6 @@ def _log_paths(config: RunTrainer.Config) -> list[Path]:
 
 def _log_closing_lines(trainer: RunTrainer) -> None:
     """How it ended, the result against a baseline anyone can check, the files, what to do next."""
-    config, step, last_step = trainer.config, trainer.step, trainer.config.training.steps
     ntp_loss = trainer.metrics_processor.last_ntp_loss
     unigram = trainer.dataloader.unigram.cross_entropy()
     if ntp_loss is not None and unigram is not None:
@@ -97,50 +97,17 @@ def _log_closing_lines(trainer: RunTrainer) -> None:
     if len(num_tokens) > 1:
         shares = ", ".join(f"{name} {count:,}" for name, count in num_tokens.items())
         logger.info(f"Tokens by source: {shares}")
-    tensorboard = Path(config.dump_folder, config.metrics.save_tb_folder)
-    logger.info(f"Curves: tensorboard --logdir {tensorboard}")
-    checkpoint = trainer.checkpointer.latest()
-    logger.info(f"Checkpoint: {checkpoint or 'none'}")
-    command = f"{_launcher()} -m recipes.train --job.config_file {config.dump_folder}/config.toml"
-    if trainer.is_stopping and step < last_step:
-        name = trainer.stop_request.signal_name or "a signal to another rank"
-        logger.warning(f"Stopped by {name} after step {step} of {last_step}.")
-        logger.warning(f"To resume: {command}" if checkpoint else "Nothing was saved.")
-    elif trainer.is_out_of_data:
-        logger.warning(
-            f"Ran out of data after step {step} of {last_step}. To train on, raise "
-            f"data.num_epochs: {command} --data.num_epochs N"
-        )
-    elif trainer.num_steps_run == 0:
-        logger.warning(
-            f"Nothing to train: {config.dump_folder} already holds step {step} of {last_step}. "
-            "Raise --training.steps or name another --job.dump_folder."
-        )
-    elif checkpoint is not None:
-        logger.info(_describe_next(config, command, step))
-
-
-def _saves(config: RunTrainer.Config) -> bool:
-    return config.checkpoint.enable and not config.checkpoint.load_only
-
-
-def _describe_next(config: RunTrainer.Config, command: str, step: int) -> str:
-    """How to train on after the last step."""
-    end = config.lr_scheduler.total_steps
-    if end is None or step < end:
-        return f"To train on: {command} --training.steps {min(2 * step, end or 2 * step)}"
-    return (
-        f"The learning rate's schedule ends here (lr_scheduler.total_steps = {end}). A run in "
-        "another job.dump_folder can start from this checkpoint: checkpoint.initial_load_path."
+    signal_name = trainer.stop_request.signal_name or "a signal to another rank"
+    end = End(
+        step=trainer.step,
+        num_steps_run=trainer.num_steps_run,
+        checkpoint=trainer.checkpointer.latest(),
+        is_resumable=trainer.checkpointer.is_resumable,
+        stopped_by=signal_name if trainer.is_stopping else None,
+        is_out_of_data=trainer.is_out_of_data,
     )
-
-
-def _launcher() -> str:
-    """The command that starts as many ranks again."""
-    num_ranks = int(os.environ["WORLD_SIZE"])
-    if num_ranks == 1:
-        return "python"
-    num_local = int(os.environ["LOCAL_WORLD_SIZE"])
-    num_nodes = num_ranks // num_local
-    nodes = f"--nnodes={num_nodes} " if num_nodes > 1 else ""
-    return f"torchrun {nodes}--nproc_per_node={num_local}"
+    for line in describe_files(trainer.config, end):
+        logger.info(line)
+    why = describe_end(trainer.config, end)
+    for line in [*why, describe_next(trainer.config, end)]:
+        logger.log(logging.WARNING if why else logging.INFO, line)

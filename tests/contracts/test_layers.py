@@ -246,6 +246,7 @@ ELSEWHERE = {
         "_purge_stale_checkpoints",
         "_create_checkpoint_id",
         "_should_purge",
+        "_states_to_load",
     },
 }
 """Private names of PyTorch and TorchTitan outside nitp/_torchtitan.py, which says why."""

@@ -61,7 +61,7 @@ def test_what_is_overridden_exists_with_the_same_parameters():
                                "load_state_dict", "should_continue_training"]),
         (RunCheckpointManager, CheckpointManager,
          ["_load", "_save", "_should_save", "_wait_for_saving", "_find_load_step", "dcp_load",
-          "_purge_stale_checkpoints"]),
+          "_purge_stale_checkpoints", "_states_to_load"]),
     ]  # fmt: skip
     for own, upstream, names in pairs:
         for name in names:

@@ -56,10 +56,8 @@ def test_a_signal_to_any_rank_ends_all_with_a_checkpoint_that_resumes(tmp_path):
     (step,) = find_steps(stopped / "checkpoint")
     assert 3 < step <= 6, "the step under way, or the next"
     assert f"Stopped by a signal to another rank after step {step} of 8." in text
-    assert (
-        "To resume: torchrun --nproc_per_node=2 -m recipes.train --job.config_file "
-        f"{stopped}/config.toml" in text
-    )
+    assert "To resume: " in text
+    assert f"--nproc_per_node=2 -m recipes.train --job.config_file {stopped}/config.toml\n" in text
     for folder in (stopped, whole):
         run([*arguments, f"--job.dump_folder={folder}"], tmp_path / "log", 2)
     assert read_curves(stopped) == read_curves(whole)
