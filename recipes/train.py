@@ -24,7 +24,12 @@ from recipes.config.help import find_topics, format_help
 from recipes.config.rules import check_export, check_files, check_settings, check_weights
 from recipes.config.schema import load_schema
 from recipes.config.settings import Settings, SettingsError, resolve_settings
-from recipes.run.folder import check_is_writable, check_run_folder, list_writes
+from recipes.run.folder import (
+    check_is_not_moved,
+    check_is_writable,
+    check_run_folder,
+    list_writes,
+)
 from recipes.run.inputs import check_inputs, check_weights_tokenizer
 from recipes.run.lock import RunLock
 from recipes.stop import EndAtOnce
@@ -46,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = resolve_settings(None, arguments)
         check_settings(settings)
         check_export(settings)
+        check_is_not_moved(settings)
         check_weights(settings)
         if settings.values["job"]["dry_run"]:
             return run(settings, _check_dry(settings))

@@ -1,6 +1,7 @@
 """The run directory: whose it is, and what may change when a run continues in it. Free of torch."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -83,6 +84,24 @@ def list_writes(settings: Settings) -> list[str]:
     """The paths in the run directory that RUN_PATHS name."""
     values = flatten(settings.values)
     return [values[option] for option in RUN_PATHS if values[option] is not None]
+
+
+def check_is_not_moved(settings: Settings) -> None:
+    """Raise SettingsError if the directory is named by the config.toml of a run that lies in
+    another: moved or copied, it would train anew in the old place."""
+    origin = settings.origin.get("job.dump_folder", "")
+    named, here = settings.values["job"]["dump_folder"], os.path.dirname(origin) or os.curdir
+    if os.path.basename(origin) != CONFIG_FILE or os.path.realpath(named) == os.path.realpath(here):
+        return
+    checkpoints = settings.values["checkpoint"]["folder"]
+    curves = settings.values["metrics"]["save_tb_folder"]
+    if any(Path(here, checkpoints).glob("step-*")) or any(Path(here, curves).rglob("events.*")):
+        raise SettingsError(
+            f"{origin}: job.dump_folder ({named}) is not where this file lies, with a run beside "
+            "it: that was moved or copied. Go on with it by "
+            f"--job.dump_folder={shlex.quote(here)}, or train at the other place by "
+            f"--job.dump_folder={shlex.quote(named)}."
+        )
 
 
 def _check_inner_folders(settings: Settings, folder: Path, option: str) -> None:

@@ -12,7 +12,7 @@ from recipes.config.rules import check_export, check_files, check_settings
 from recipes.config.settings import Settings, resolve_settings
 from recipes.config.values import show_value
 from recipes.report.groups import SAME_RUN
-from recipes.run.folder import check_run_folder, flatten
+from recipes.run.folder import check_is_not_moved, check_run_folder, flatten
 from recipes.sweep.grid import Overrides, name_run
 
 _FILE, _NITP = "job.config_file", "nitp.enable"
@@ -98,6 +98,8 @@ def build_plan(request: Request, *, needs_files: bool) -> Plan:
     dump_folder = Path(base.values["job"]["dump_folder"])
     folder = request.output or dump_folder.with_name(f"{dump_folder.name}_sweep")
     option = "job.dump_folder" if request.output is None else "--output"
+    if request.output is None:
+        check_is_not_moved(base)
     notes: list[str] = []
     by_arm: list[list[Trial]] = []
     seen: dict[str, _Arm] = {}

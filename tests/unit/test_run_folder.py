@@ -1,13 +1,20 @@
 """A run directory belongs to one configuration."""
 
 import os
+import shutil
 from fnmatch import fnmatchcase
 
 import pytest
 
 from recipes.config.schema import load_schema
 from recipes.config.settings import SettingsError, resolve_settings
-from recipes.run.folder import MAY_CHANGE, check_run_folder, may_change, save_config
+from recipes.run.folder import (
+    MAY_CHANGE,
+    check_is_not_moved,
+    check_run_folder,
+    may_change,
+    save_config,
+)
 
 DEBUG = "train_configs/debug.toml"
 
@@ -81,6 +88,49 @@ def test_a_directory_that_moved_is_the_same_run(run):
     moved = run.rename(run.with_name("moved"))
     (change,) = check_run_folder(settings(moved))
     assert change.startswith("job.dump_folder (")
+
+
+@pytest.fixture(params=["checkpoint/step-2/.metadata", "tb/20260101-000000/events.out.1"])
+def moved(run, request):
+    """A run that has saved, or has curves only, and that was moved."""
+    file = run / request.param
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    return run.rename(run.with_name("it is moved"))
+
+
+def test_the_configuration_of_a_run_that_was_moved_does_not_train_in_the_old_place(moved, run):
+    config = moved / "config.toml"
+    with pytest.raises(SettingsError) as raised:
+        check_is_not_moved(resolve_settings(str(config), []))
+    assert str(raised.value) == (
+        f"{config}: job.dump_folder ({run}) is not where this file lies, with a run beside it: "
+        f"that was moved or copied. Go on with it by --job.dump_folder='{moved}', or train at the "
+        f"other place by --job.dump_folder={run}."
+    )
+    for folder in (moved, run):  # both remedies, and the first is the same run
+        given = resolve_settings(str(config), [f"--job.dump_folder={folder}"])
+        check_is_not_moved(given)
+    (change,) = check_run_folder(resolve_settings(str(config), [f"--job.dump_folder={moved}"]))
+    assert change.startswith("job.dump_folder (")
+
+
+def test_a_moved_run_is_noticed_by_what_extends_it_and_from_its_own_folder(moved, monkeypatch):
+    (moved.parent / "mine.toml").write_text('[job]\nextends = "it is moved/config.toml"\n')
+    monkeypatch.chdir(moved)
+    for path in ("../mine.toml", "config.toml"):
+        with pytest.raises(SettingsError, match="was moved or copied"):
+            check_is_not_moved(resolve_settings(path, []))
+
+
+def test_a_configuration_is_no_moved_run_where_none_lies(moved, tmp_path):
+    """By a link to the run, as a copy elsewhere, or beside an empty folder of checkpoints."""
+    moved.rename(tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    (tmp_path / "plain" / "checkpoint").mkdir(parents=True)
+    shutil.copy(tmp_path / "run" / "config.toml", tmp_path / "plain")
+    for folder in ("run", "link", "plain"):
+        check_is_not_moved(resolve_settings(str(tmp_path / folder / "config.toml"), []))
 
 
 def test_what_may_change_exists_and_leaves_the_mathematics_alone():
