@@ -134,7 +134,8 @@ def _train(
 ) -> int:
     from torchtitan.tools.logging import logger
 
-    from recipes.run.job import Job, init_logging
+    from recipes.run.job import Job
+    from recipes.run.log import init_logging
     from recipes.run.peers import PeerWatch
 
     init_logging()

@@ -16,6 +16,7 @@ from recipes.export.config import build_hf_config
 from recipes.export.exporter import Report
 from recipes.export.record import check_same, read_source
 from recipes.export.request import ExportRequest
+from recipes.export.tokenizer import check_can_be_written
 from recipes.run.checkpoint_folder import find_steps
 
 
@@ -23,8 +24,10 @@ def check_model(settings: Settings) -> None:
     """Raise ValueError unless the model that `settings` trains can be exported by them here, to
     where no other export is."""
     options, spec = settings.values["export"], build_model(settings)
+    encoder = load_encoder(settings)
     _check_final_output(settings)
-    build_hf_config(settings, spec, load_encoder(settings), TORCH_DTYPE_MAP[options["dtype"]])
+    build_hf_config(settings, spec, encoder, TORCH_DTYPE_MAP[options["dtype"]])
+    check_can_be_written(encoder)
     if options["verify"] == "logits":
         choose_depth(spec)
 

@@ -8,10 +8,12 @@ the same.
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from recipes.data.encoder import Encoder
+from recipes.data.tokenizer import read_special_tokens
 from recipes.export.record import digest_files, digest_json
 from recipes.export.writer import write_json
 
@@ -40,15 +42,17 @@ def write_tokenizer(folder: Path, encoder: Encoder) -> None:
             shutil.copyfile(encoder.folder / name, folder / name)  # without its mode
     state = json.loads((folder / "tokenizer.json").read_bytes())
     if not _adds_only_bos(folder, encoder):
-        state["post_processor"] = _build_post_processor(state["post_processor"], encoder)
+        state["post_processor"] = _build_post_processor(state.get("post_processor"), encoder)
         content = json.dumps(state, ensure_ascii=False, indent=2)
         (folder / "tokenizer.json").write_text(content, encoding="utf-8")
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_bytes())
+    # Without that file training knows the special tokens by special_tokens_map.json.
+    config = json.loads(path.read_bytes()) if path.is_file() else read_special_tokens(folder)
     config = {key: value for key, value in config.items() if key not in _DROPPED}
     # transformers 4 would set it to false.
-    if "add_prefix_space" in (state["pre_tokenizer"] or {}):
-        config["add_prefix_space"] = state["pre_tokenizer"]["add_prefix_space"]
+    pre_tokenizer = state.get("pre_tokenizer") or {}
+    if "add_prefix_space" in pre_tokenizer:
+        config["add_prefix_space"] = pre_tokenizer["add_prefix_space"]
     config |= {
         # The class that takes tokenizer.json as it is.
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -64,6 +68,18 @@ def digest_tokenizer(encoder: Encoder) -> str:
     files = [encoder.folder / name for name in TOKENIZER_FILES]
     content = digest_files(path for path in files if path.is_file())
     return digest_json([content, encoder.adds_bos, encoder.bos_id])
+
+
+def check_can_be_written(encoder: Encoder) -> None:
+    """Raise ValueError unless `write_tokenizer` can write these files."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            write_tokenizer(Path(folder), encoder)
+        except Exception as error:  # whatever the JSON of others lacks
+            raise ValueError(
+                f"tokenizer.path ({encoder.folder}) cannot be exported: {error!r}. Mend it, or set "
+                "export.enable to false."
+            ) from error
 
 
 def _adds_only_bos(folder: Path, encoder: Encoder) -> bool:

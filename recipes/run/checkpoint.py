@@ -34,6 +34,7 @@ from recipes.run.checkpoint_folder import (
     find_superseded,
     has_training_state,
 )
+from recipes.run.failed_save import describe_failed_save
 from recipes.run.lock import check_owner
 from recipes.run.optimizer_state import OptimizerState, apply_learning_rates
 from recipes.run.origin import Origin, read_origin
@@ -238,7 +239,7 @@ class RunCheckpointManager(NITPCheckpointManager):
             self._remove(self._path(curr_step))
         try:
             is_saved = super()._save(curr_step, last_step)
-        except CheckpointException as error:
+        except (CheckpointException, OSError) as error:
             raise self._save_error(error, curr_step) from error
         assert is_saved
         self._step = curr_step
@@ -264,7 +265,8 @@ class RunCheckpointManager(NITPCheckpointManager):
     def _wait_for_saving(self) -> None:
         try:
             super()._wait_for_saving()
-        except CheckpointException as error:
+        # Or what is left of a process that saves.
+        except (CheckpointException, OSError, RuntimeError) as error:
             raise self._save_error(error, self._step) from error
         self._note_saved()
 
@@ -281,15 +283,13 @@ class RunCheckpointManager(NITPCheckpointManager):
     def _purge_stale_checkpoints(self) -> None:
         """Not where TorchTitan calls it, when an asynchronous save has just begun: _note_saved."""
 
-    def _save_error(self, error: CheckpointException, step: int) -> OSError:
+    def _save_error(self, error: BaseException, step: int) -> OSError:
         """Leaves nothing of the failed save; the disk may be full."""
         path = self._path(step)
+        text = describe_failed_save(error, path)  # before anything is removed
         if dist.get_rank() == 0:
             self._remove(path)
-        return OSError(
-            f"{path} cannot be saved: {_first(error)}. The last complete checkpoint is "
-            f"{self.latest() or 'none'}."
-        )
+        return OSError(f"{text} The last complete checkpoint is {self.latest() or 'none'}.")
 
     def _remove(self, path: str | Path) -> None:
         """A folder that may not be there. Raises OSError if this job no longer owns its own."""
@@ -298,9 +298,3 @@ class RunCheckpointManager(NITPCheckpointManager):
 
     def _path(self, step: int) -> Path:
         return Path(self._create_checkpoint_id(step))
-
-
-def _first(error: CheckpointException) -> str:
-    """The error of the first rank that failed, of which DCP makes a page."""
-    (exception, _) = next(iter(error.failures.values()))
-    return f"{exception}".split("\n")[0]

@@ -2,25 +2,15 @@
 
 import logging
 import os
-import warnings
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torchtitan.tools.logging import init_logger, logger
+from torchtitan.tools.logging import logger
 
 from recipes.run.closing import End, describe_end, describe_files, describe_next, saves
+from recipes.run.log import STRUCTURED_LOGGER
 from recipes.run.trainer import RunTrainer
-
-
-def init_logging() -> None:
-    """TorchTitan's log, from rank 0 and the ranks that LOG_RANK names; warnings from all."""
-    init_logger()
-    # torchdata and TorchTitan call what PyTorch warns of; nothing a user could do about it.
-    for message in (".*set_vital.*", "To get the last learning rate computed.*"):
-        warnings.filterwarnings("ignore", message=message)
-    if os.environ["RANK"] not in os.environ.get("LOG_RANK", "0").split(","):
-        logger.setLevel(logging.WARNING)
 
 
 class Job:
@@ -60,11 +50,12 @@ class Job:
         """Remove the structured log of this process, unless a step is done; whether none is."""
         if self._has_stepped():
             return False
-        structured = logging.getLogger("torchtitan.structured_logger")
+        structured = logging.getLogger(STRUCTURED_LOGGER)
         for handler in list(structured.handlers):
             if isinstance(handler, logging.FileHandler):
                 structured.removeHandler(handler)  # a closed one would open its file again
-                handler.close()
+                with suppress(OSError):  # of lines that could not be written
+                    handler.close()
                 Path(handler.baseFilename).unlink(missing_ok=True)
         return True
 
@@ -106,6 +97,11 @@ def _log_closing_lines(trainer: RunTrainer) -> None:
         stopped_by=signal_name if trainer.is_stopping else None,
         is_out_of_data=trainer.is_out_of_data,
     )
+    if end.checkpoint is not None and not end.checkpoint.is_dir():
+        raise OSError(
+            f"{end.checkpoint} was complete and is gone: something else removed it, and with it "
+            "what this run has trained."
+        )
     for line in describe_files(trainer.config, end):
         logger.info(line)
     why = describe_end(trainer.config, end)

@@ -3,6 +3,7 @@
 TorchTitan's loop stays as it is; this overrides the points that it calls.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from recipes.run.folder import save_config
 from recipes.run.health import StepData, StepHealth, Verdict
 from recipes.run.inputs import save_run_inputs
 from recipes.run.lock import check_owner
+from recipes.run.log import STRUCTURED_LOGGER, report_lost_lines
 from recipes.run.metrics import RunMetricsProcessor
 from recipes.run.origin import save_origin
 from recipes.run.peers import wait_for_rank_0
@@ -123,6 +125,7 @@ class RunTrainer(NITPTrainer):
             output_dir=self.config.dump_folder,
             enable=self.config.debug.enable_structured_logging,
         )
+        report_lost_lines(logging.getLogger(STRUCTURED_LOGGER))
         if not is_alone:
             config = self.config
             check_ranks_agree(

@@ -15,7 +15,7 @@ import recipes.platform  # noqa: F401  first: torchtitan resolves its device onc
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from recipes.data.encoder import BosRule, Encoder
-from recipes.export.tokenizer import write_tokenizer
+from recipes.export.tokenizer import check_can_be_written, write_tokenizer
 from recipes.export.verify import check_tokenizer
 from tests.unit.test_data_pieces import gemma, gpt_2, llama_2, llama_3, prefix_space
 
@@ -87,6 +87,38 @@ def test_a_text_gets_bos_by_default_if_documents_did_and_never_eos(
     # What transformers 4 and llama.cpp go by.
     written = json.loads((tmp_path / "exported" / "tokenizer_config.json").read_text())
     assert (written["add_bos_token"], written["add_eos_token"]) == (has_bos, False)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_tokenizer_without_a_configuration_is_exported_with_one(
+    name: str, tmp_path: Path
+) -> None:
+    """Training needs only tokenizer.json and special_tokens_map.json, of which transformers 5 does
+    not read the latter."""
+    ours, exported = tmp_path / "ours", tmp_path / "exported"
+    save_tokenizer(ours, name, None)
+    (ours / "tokenizer_config.json").unlink()
+    names = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}}
+    (ours / "special_tokens_map.json").write_text(json.dumps(names))
+    exported.mkdir()
+    encoder = load(ours, "always")
+    check_can_be_written(encoder)
+    write_tokenizer(exported, encoder)
+    theirs = AutoTokenizer.from_pretrained(exported)
+    assert (theirs.bos_token, theirs.eos_token) == ("<s>", "</s>")
+    plain = encoder.tokenize(TEXT).tolist()
+    assert theirs.encode(TEXT) == [theirs.bos_token_id, *plain]
+    assert load(exported, "auto").encode("one").tolist()[-1] == theirs.eos_token_id
+
+
+def test_files_that_cannot_be_exported_are_named_before_training(
+    tmp_path: Path,
+) -> None:
+    save_tokenizer(tmp_path / "ours", "GPT2TokenizerFast", None)
+    encoder = load(tmp_path / "ours", "never")
+    (tmp_path / "ours" / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"tokenizer\.path \(.*ours\) cannot be exported: "):
+        check_can_be_written(encoder)
 
 
 def test_a_tokenizer_that_says_it_already_stays_as_it_is(tmp_path: Path) -> None:
