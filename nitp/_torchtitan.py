@@ -4,10 +4,11 @@ Some must stand where they take effect:
 
 nitp/loss.py                overrides ChunkedLossWrapper._gradient_backprop, as its docstring
                             invites.
-recipes/run/checkpoint.py   overrides steps of CheckpointManager, whose public methods have no seam
+recipes/run/checkpoint.py,   override steps of CheckpointManager, whose public methods have no seam
+recipes/run/checkpoint_loading.py
                             between them: _load, _find_load_step, _states_to_load, _save,
-                            _should_save, _wait_for_saving, _purge_stale_checkpoints; and calls
-                            its _create_checkpoint_id and _should_purge.
+                            _should_save, _wait_for_saving, _purge_stale_checkpoints; and call its
+                            _create_checkpoint_id and _should_purge.
 recipes/run/tensorboard.py  overrides MetricsProcessor._build_metric_logger, which alone names the
                             folder of the curves.
 recipes/platform/           without an accelerator only, and in part before torchtitan may be

@@ -238,15 +238,17 @@ ELSEWHERE = {
     },
     "recipes/run/tensorboard.py": {"_build_metric_logger"},
     "recipes/run/checkpoint.py": {
-        "_load",
-        "_find_load_step",
         "_save",
         "_should_save",
         "_wait_for_saving",
         "_purge_stale_checkpoints",
-        "_create_checkpoint_id",
         "_should_purge",
+    },
+    "recipes/run/checkpoint_loading.py": {
+        "_load",
+        "_find_load_step",
         "_states_to_load",
+        "_create_checkpoint_id",
     },
 }
 """Private names of PyTorch and TorchTitan outside nitp/_torchtitan.py, which says why."""
