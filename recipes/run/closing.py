@@ -140,7 +140,9 @@ def _launch() -> str:
 
 
 def _count_nodes() -> int:
-    return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+    num_ranks = int(os.environ["WORLD_SIZE"])
+    # Without a launcher nothing says how many of them are here.
+    return 1 if num_ranks == 1 else num_ranks // int(os.environ["LOCAL_WORLD_SIZE"])
 
 
 def _find_command(name: str, otherwise: str) -> str:

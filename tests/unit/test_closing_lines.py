@@ -26,8 +26,9 @@ MODEL_ONLY = "--checkpoint.last_save_model_only"
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.setenv(name, "1")
+    """As recipes.train sets it without a launcher."""
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
 
 
 def make_config(folder: Path, *overrides: str) -> Any:
