@@ -71,6 +71,10 @@ def describe_next(config: RunTrainer.Config, end: End) -> str:
             f"be trained on. To start another from it{_where()}: {_start_from(config, end)}"
         )
     resume = _resume(config)
+    if (
+        end.num_steps_run == 0
+    ):  # config.toml is from before: a run that was moved names the old place
+        resume += f" --job.dump_folder {_quote(config.dump_folder)}"
     if end.is_out_of_data:
         num_epochs = config.dataloader.data.num_epochs
         assert num_epochs is not None  # else there is no end of the data

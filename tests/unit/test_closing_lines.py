@@ -15,7 +15,7 @@ from recipes.config.rules import check_settings
 from recipes.config.settings import resolve_settings
 from recipes.run import closing
 from recipes.run.closing import End, describe_end, describe_files, describe_next, saves
-from recipes.run.folder import check_run_folder, save_config
+from recipes.run.folder import check_is_not_moved, check_run_folder, save_config
 
 FULL_LOAD = ["--checkpoint.initial_load_path=/a", "--checkpoint.initial_load_model_only=false",
              "--checkpoint.allow_pickle"]  # fmt: skip
@@ -58,6 +58,7 @@ def resolve(line: str) -> dict[str, dict[str, Any]]:
     assert shutil.which(command[0]) is not None, "no such program"
     settings = resolve_settings(None, command[command.index("recipes.train") + 1 :])
     check_settings(settings)
+    check_is_not_moved(settings)
     check_run_folder(settings)
     return settings.values
 
@@ -135,6 +136,14 @@ def test_a_run_with_nothing_to_train_says_so_and_how_to_train_on(tmp_path):
         f"Nothing to train: {folder}/checkpoint/step-40 is at step 40 of 40."
     ]
     assert resolve(describe_next(config, end))["training"]["steps"] == 80
+
+
+def test_a_moved_run_with_nothing_to_train_is_trained_on_where_it_lies(tmp_path):
+    """Its config.toml is written again in its first step only."""
+    config = make_config(tmp_path / "old", "--job.description=x")
+    config.dump_folder = str((tmp_path / "old").rename(tmp_path / "new"))
+    line = describe_next(config, make_end(tmp_path / "new", num_steps_run=0))
+    assert resolve(line)["job"]["dump_folder"] == str(tmp_path / "new")
 
 
 def test_a_first_checkpoint_that_is_at_the_end_already_is_named(tmp_path):
