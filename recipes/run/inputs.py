@@ -48,7 +48,11 @@ def check_inputs(settings: Settings, option: str = "job.dump_folder") -> list[st
     except ValueError as error:
         raise SettingsError(f"{error} Or name another {option}.") from error
     changes: list[str] = []
-    starts_anew = "dataloader" in settings.values["checkpoint"]["exclude_from_loading"]
+    checkpoint = settings.values["checkpoint"]
+    # With an initial checkpoint the exclusion is of that one: the run's own are loaded whole.
+    may_start_anew = checkpoint["initial_load_path"] is None
+    starts_anew = may_start_anew and "dataloader" in checkpoint["exclude_from_loading"]
+    anew = 'start the data anew by checkpoint.exclude_from_loading = ["dataloader"], '
     for owner, files in _find_groups(settings).items():
         if owner not in inputs.files:
             continue
@@ -56,9 +60,8 @@ def check_inputs(settings: Settings, option: str = "job.dump_folder") -> list[st
         if difference.changed and owner.startswith("data.") and not starts_anew:
             raise SettingsError(
                 f"{owner} is not what it was when the run in {folder} began: "
-                f"{shorten_list(difference.changed)}. Restore that, start the data anew by "
-                'checkpoint.exclude_from_loading = ["dataloader"], or name another '
-                f"{option}."
+                f"{shorten_list(difference.changed)}. Restore that, "
+                f"{anew if may_start_anew else ''}or name another {option}."
             )
         changes += _describe(owner, difference)
     return changes
