@@ -173,8 +173,9 @@ class RunTrainer(NITPTrainer):
         if self.num_steps_run == 1:
             self._save_config()
         will_save = self.checkpointer.will_save(self.step, self.step == self.config.training.steps)
-        # The next step, which would read the verdict on this one, may not come.
-        if will_save or self._will_validate() or not self.should_continue_training():
+        # After the last step none comes that would read the verdict on it.
+        is_last = self.is_stopping or self.step >= self.config.training.steps
+        if will_save or self._will_validate() or is_last:
             self._judge(self._health.read())
         if will_save or self.is_stopping:
             # The curves of a run that is killed later must reach as far as its checkpoint.
