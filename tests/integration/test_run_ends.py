@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from nitp.validate import NITPValidator
 from recipes.data import unigram
-from recipes.export import run as export_run
+from recipes.export import final
 from recipes.run.checkpoint_folder import find_steps
 from recipes.run.trainer import RunTrainer
 from recipes.stop import INTERRUPTED
@@ -133,7 +133,8 @@ def test_a_signal_to_one_rank_in_a_validation_without_end_is_acted_on_in_it(tmp_
     text = ranks[0].text()
     assert text.count("The validation at step 1 is left out: asked to stop.") == 1
     assert "Stopped by a signal to another rank after step 1 of 99." in text
-    assert "To resume: torchrun --nproc_per_node=2" in text and "xport" not in text
+    assert "To resume: " in text and "--nproc_per_node=2 -m recipes.train" in text
+    assert "xport" not in text
     assert list(find_steps(folder / "checkpoint")) == [1]
     assert not any(tag.startswith("validation") for tag in read_curves(folder))
     arguments += ["--training.steps=2", "--lr_scheduler.total_steps=99"]
@@ -181,7 +182,7 @@ def signal_oneself_where_it_exports(rank: int) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)  # longer than anyone waits
 
-    export_run.export_final = export
+    final.export_final = export
 
 
 def test_a_signal_in_the_export_ends_it_and_the_same_command_exports(tmp_path):

@@ -414,7 +414,7 @@ def test_steps_that_begin_anew_in_the_middle_of_a_schedule_are_refused() -> None
         'from 0 in the middle of the learning rate\'s schedule. Add "lr_scheduler", which begins '
         "that too."
     )
-    check(*given, f"{excluded}train_state,lr_scheduler")
+    check_settings(resolve(*given, f"{excluded}train_state,lr_scheduler"))
 
 
 def test_builders_give_the_typed_configs() -> None:
