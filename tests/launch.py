@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context, set_forkserver_preload, set_start_method
@@ -24,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import recipes.build  # noqa: F401  in the server, not in each fork
 from recipes import train
+from tests.waiting import DEADLINE_S, wait_until
 
 set_forkserver_preload([__name__])
 
@@ -72,21 +72,23 @@ class Rank:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
-    def wait(self, timeout_s: float = 60) -> int:
+    def wait(self) -> int:
         """The exit code, negative for a signal."""
-        self.process.join(timeout_s)
+        self.process.join(DEADLINE_S)
         if self.process.exitcode is None:
             self.process.kill()
-            raise TimeoutError(f"not ended after {timeout_s} s:\n{self.text()[-3000:]}")
+            raise TimeoutError(f"not ended after {DEADLINE_S:g} s:\n{self.text()[-3000:]}")
         return self.process.exitcode
 
-    def wait_for(self, text: str, timeout_s: float = 60) -> None:
+    def wait_for(self, text: str) -> None:
         """Until it has printed `text`. Fails if it ends without."""
-        deadline = time.monotonic() + timeout_s
-        while text not in self.text():
-            is_alive = self.process.is_alive() and time.monotonic() < deadline
-            assert is_alive or text in self.text(), f"no {text!r} in:\n{self.text()[-3000:]}"
-            time.sleep(0.01)
+
+        def has_printed() -> bool:
+            is_alive = self.process.is_alive()
+            return text in self.text() or not is_alive
+
+        wait_until(has_printed, self.text)
+        assert text in self.text(), f"no {text!r} in:\n{self.text()[-3000:]}"
 
 
 def start(
@@ -136,7 +138,7 @@ def run(
     """Start the ranks, wait until they end, and check that they ended well."""
     ranks = start(arguments, folder, num_ranks, before=before, main=main)
     for rank in ranks:
-        assert rank.wait(120) == 0, rank.text()[-3000:]
+        assert rank.wait() == 0, rank.text()[-3000:]
     return ranks
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 DEADLINE_S = 600.0
-"""Of every wait in a test: longer than a busy machine takes for anything, so only a hang ends it."""
+"""Of every wait in a test: more than a busy machine takes for anything; only a hang reaches it."""
 
 _POLL_S = 0.01
 

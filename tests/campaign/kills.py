@@ -100,9 +100,9 @@ def kill_once(ranks: list[Rank], checkpoints: Path, draw: random.Random) -> Kill
     if moment == "starting":
         time.sleep(draw.uniform(0.0, 2.0))
     else:
-        ranks[0].wait_for("Training starts at step", 60)
+        ranks[0].wait_for("Training starts at step")
         first = int(ranks[0].text().split("Training starts at step ")[1].split()[0])
-        ranks[0].wait_for(f"step {first + draw.randint(0, 2):>6}  loss", 60)
+        ranks[0].wait_for(f"step {first + draw.randint(0, 2):>6}  loss")
         if moment == "saving":
             wait_for_a_save(ranks[0], checkpoints, newest)
             time.sleep(draw.uniform(0.0, 0.1))
@@ -112,7 +112,7 @@ def kill_once(ranks: list[Rank], checkpoints: Path, draw: random.Random) -> Kill
     for victim in victims:
         assert victim.process.is_alive(), victim.text()[-2000:]
         victim.send(signal.SIGKILL)
-    codes = [rank.wait(30) for rank in ranks]
+    codes = [rank.wait() for rank in ranks]
     assert all(codes[ranks.index(victim)] == -signal.SIGKILL for victim in victims)
     assert all(code != 0 for code in codes)
     text = ranks[0].text()

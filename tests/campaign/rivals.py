@@ -60,7 +60,7 @@ def play_round(jobs: list[Rank], own: int, draw: random.Random) -> int:
     refused by the lock of a rival that was about to be, trains and is killed."""
     for index, job in enumerate(jobs):
         if index != own:
-            assert job.wait(60) == 2, job.text()[-3000:]
+            assert job.wait() == 2, job.text()[-3000:]
             (error,) = job.errors()
             assert "belongs to another job: " in error or "optimizer.lr (" in error
     job = jobs[own]

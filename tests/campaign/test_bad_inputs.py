@@ -40,7 +40,7 @@ def check(case: Case, folder: Path, arguments: Sequence[str], before=None) -> st
         [*SMALL, f"--job.dump_folder={folder / 'run'}", "--training.steps=3", *arguments],
         folder / "log", case.num_ranks, environment=case.environment, before=before,
     )  # fmt: skip
-    code = ranks[0].wait(60)
+    code = ranks[0].wait()
     for rank in ranks[1:]:
         rank.process.join(10)  # as soon as they have met, they end by themselves
         if rank.process.is_alive():

@@ -3,13 +3,13 @@
 import functools
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from recipes.data.loader import PackedDataLoader
 from tests.launch import SMALL, all_errors, start, wait
+from tests.waiting import block
 
 RUN = [*SMALL, "--lr_scheduler.total_steps=8", "--checkpoint.interval=2"]
 
@@ -23,7 +23,7 @@ def fail_at_step_2(how: str, rank: int) -> None:
             if index == 2 and rank == 1:
                 raise ValueError("data/shard.jsonl:7 is not valid JSON. Remove the line.")
             if index == 2 and how == "busy":
-                time.sleep(600)
+                block()
             yield batch
 
     PackedDataLoader.__iter__ = interrupted
