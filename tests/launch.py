@@ -23,7 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import recipes.build  # noqa: F401  in the server, not in each fork
 from recipes import train
-from tests.waiting import DEADLINE_S, wait_until
+from recipes.run.trainer import RunTrainer
+from tests.waiting import DEADLINE_S, block, wait_until
 
 set_forkserver_preload([__name__])
 
@@ -150,6 +151,22 @@ def wait(ranks: Sequence[Rank]) -> list[int]:
 def all_errors(ranks: Sequence[Rank]) -> list[str]:
     """What `Rank.errors` gives, of all of them."""
     return [line for rank in ranks for line in rank.errors()]
+
+
+def hold_after(num_steps: int, rank: int, *, until: Path | None = None) -> None:
+    """For `before`: after this many steps the next begins when the file `until` is there; without
+    one, never."""
+    train_step = RunTrainer.train_step
+    num_made = 0
+
+    def train_or_wait(self: RunTrainer, data_iterator: Any) -> None:
+        nonlocal num_made
+        if num_made == num_steps:
+            wait_until(until.exists) if until else block()
+        train_step(self, data_iterator)
+        num_made += 1
+
+    RunTrainer.train_step = train_or_wait  # type: ignore[method-assign]
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:

@@ -27,6 +27,11 @@ def wait_for_state(pid: int, states: str) -> None:
     wait_until(lambda: stat.read_text().rpartition(")")[2][1] in states)
 
 
+def let_pass(duration_s: float) -> None:
+    """Leave the moment of what comes next to chance. No result may depend on it."""
+    time.sleep(duration_s)
+
+
 def block() -> NoReturn:
     """Do nothing until this process is killed, or the one that started it is gone."""
     parent = os.getppid()
