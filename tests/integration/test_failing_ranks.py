@@ -43,7 +43,7 @@ def test_one_rank_that_fails_is_reported_once_and_ends_the_others(tmp_path, how)
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_others(tmp_path):
-    steps = ["--training.steps=99", "--lr_scheduler.total_steps=99"]
+    steps = ["--training.steps=99999", "--lr_scheduler.total_steps=99999"]
     arguments = [*RUN, f"--job.dump_folder={tmp_path / 'run'}", *steps]
     ranks = start(arguments, tmp_path / "log", 2)
     ranks[0].wait_for("step      2")

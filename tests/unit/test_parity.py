@@ -22,6 +22,7 @@ from recipes.parity.masking import mask_prompts
 from recipes.parity.tolerance import CUDA, EXACT, FLOAT32, Tolerance
 from recipes.parity.worker import merge, rank_environment
 from recipes.parity.world import Case, Failure, Result, worker_environment
+from tests.waiting import DEADLINE_S
 
 SCRIPT = Path(__file__).parents[2] / "scripts/parity.py"
 IGNORE_INDEX = -100
@@ -278,7 +279,7 @@ def test_ranks_can_be_started_afresh_where_they_cannot_be_forked(tmp_path):
                  "--training.global_batch_size=2", "--training.local_batch_size=1",
                  "--validation.enable=false"]  # fmt: skip
     case = Case("fresh", "train_configs/debug.toml", overrides, num_steps=1, legs=[(2, [])])
-    assert worker.run_case(asdict(case), tmp_path, "spawn", timeout_s=300) is None
+    assert worker.run_case(asdict(case), tmp_path, "spawn", timeout_s=DEADLINE_S) is None
     assert len(torch.load(tmp_path / "fresh.pt")["metrics"]) == 1
 
 
