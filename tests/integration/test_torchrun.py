@@ -55,8 +55,8 @@ class Job:
 
 def test_a_signal_to_torchrun_saves_and_the_run_resumes(tmp_path):
     run = tmp_path / "run"
-    arguments = [f"--job.dump_folder={run}", "--training.steps=60", "--checkpoint.interval=100"]
-    job = Job(tmp_path / "log", *arguments)
+    arguments = [f"--job.dump_folder={run}", "--checkpoint.interval=100000"]
+    job = Job(tmp_path / "log", *arguments, "--training.steps=99999")
     job.wait_for("step      3  loss")
     job.process.send_signal(signal.SIGTERM)
     assert job.wait() == 1, "torchrun's own code, whatever its ranks return"
@@ -70,7 +70,7 @@ def test_a_signal_to_torchrun_saves_and_the_run_resumes(tmp_path):
 
 
 def test_a_rank_that_is_killed_ends_the_job(tmp_path):
-    job = Job(tmp_path / "log", f"--job.dump_folder={tmp_path / 'run'}", "--training.steps=99")
+    job = Job(tmp_path / "log", f"--job.dump_folder={tmp_path / 'run'}", "--training.steps=99999")
     job.wait_for("step      2  loss")
     ranks = job.ranks()
     os.kill(ranks[1], signal.SIGKILL)
