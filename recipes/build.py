@@ -36,6 +36,7 @@ from nitp.checkpoint import NITPCheckpointManager
 from nitp.compose import check_composition
 from recipes.config.degrees import check_degrees
 from recipes.config.float8 import convert_linears
+from recipes.config.names import check_names
 from recipes.config.parts import (
     build_data,
     build_geometry,
@@ -54,6 +55,7 @@ from recipes.models.hf.weights import as_transformers_reads, read_weights
 from recipes.run.checkpoint import RunCheckpointManager
 from recipes.run.lr_schedule import RunLRSchedulers
 from recipes.run.metrics import RunMetricsProcessor
+from recipes.run.origin import read_origin
 from recipes.run.trainer import RunTrainer
 from recipes.run.validate import RunValidator
 
@@ -72,7 +74,8 @@ def build_config(settings: Settings) -> RunTrainer.Config:
     plain = build_torchtitan_config(settings)
     config = with_nitp(plain, build_nitp(settings))
     check_degrees(config)
-    if plain.checkpoint.initial_load_in_hf:
+    check_names(settings, plain)
+    if plain.checkpoint.initial_load_in_hf and not _has_checkpoint(plain):
         _check_initial_load(plain)
     run_config = derive(
         convert_linears(config, settings.values["float8"]),
@@ -200,6 +203,12 @@ def _build_checkpoint(values: dict[str, Any]) -> NITPCheckpointManager.Config:
     return NITPCheckpointManager.Config(**values)
 
 
+def _has_checkpoint(config: Trainer.Config) -> bool:
+    """Whether the run goes on from one of its own: what it began from may be gone by then."""
+    folder = Path(config.dump_folder, config.checkpoint.folder)
+    return any(folder.glob("step-*/.metadata"))
+
+
 def _check_initial_load(config: Trainer.Config) -> None:
     """Raise ValueError unless the model can start from the Hugging Face folder."""
     spec, checkpoint = config.model_spec, config.checkpoint
@@ -211,6 +220,7 @@ def _check_initial_load(config: Trainer.Config) -> None:
             check_hf_folder(Path(path), model)
         else:
             read_weights(Path(path))
+        read_origin(Path(path), is_hf=True)  # what an export will need of it
     except (ValueError, OSError) as error:
         raise ValueError(f"checkpoint.initial_load_path: {error}") from error
     assert isinstance(model, Decoder.Config)

@@ -1,17 +1,26 @@
-"""What the commands share: arguments; the launcher's environment, or one in its place; errors as
-one line."""
+"""What the commands share: streams, signals and the way out; arguments; the launcher's environment,
+or one in its place; errors as one line."""
 
 import argparse
+import getpass
 import os
 import re
+import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
 
-from recipes.config.settings import SettingsError
+from recipes.characters import escape
+from recipes.config.arguments import check_arguments
+from recipes.config.lookup import SettingsError
+from recipes.config.paths import expand_path
+from recipes.stop import INTERRUPTED, Interruption
+from recipes.streams import Streams
 
 _EXPLAINED = (ValueError, NotImplementedError, FloatingPointError, OSError)
 """Errors whose message says it all. Any other is a bug."""
@@ -29,11 +38,85 @@ spelt."""
 _LAUNCHER_NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
 
+def run_command(main: Callable[[Sequence[str]], int], *, is_output_result: bool = False) -> int:
+    """Run `main` with the command line's arguments, as every command does; the exit code.
+
+    What cannot be written to stdout or stderr is dropped, and the command goes on; but with
+    is_output_result, where stdout is all that the command is for, it ends: quietly if the reader is
+    gone, as programs do whom SIGPIPE ends, else with an error. A signal to stop raises
+    KeyboardInterrupt in `main`, unless that takes signals itself; ended by it, the command says so
+    in one line, with the exit code INTERRUPTED.
+    """
+    streams = Streams(is_output_result)
+    _name_user()
+    interruption = Interruption()
+    try:
+        with interruption:
+            exit_code = main(sys.argv[1:])
+    except SystemExit as end:  # of argparse, and of the streams
+        exit_code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        # Libraries wrap a KeyboardInterrupt in errors of their own.
+        if interruption.number is None:
+            raise
+        name = signal.Signals(interruption.number).name
+        line = f"Stopped by {name}. The same command goes on."
+        print(line, file=sys.stderr if is_output_result else sys.stdout)
+        exit_code = INTERRUPTED
+    with suppress(SystemExit):  # streams.exit_code has it
+        streams.flush()
+    return exit_code if streams.exit_code is None else streams.exit_code
+
+
+def _name_user() -> None:
+    """A container's user may have no name. PyTorch names folders of temporary files by it."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid-{os.getuid()}"
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, which raises ValueError for arguments that are none."""
+    """argparse's, which raises ValueError for arguments that are none, for an option given twice
+    and for a part of its name."""
+
+    def __init__(self, *, repeatable: Collection[str] = (), **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+        self._repeatable = repeatable
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        check_arguments(sys.argv[1:] if args is None else args, self._repeatable)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. See --help.")
+        # "argument --output: (x) is no folder." of a type of ours, which says it all.
+        option, is_ours, rule = message.removeprefix("argument ").partition(": (")
+        raise ValueError(f"{option} ({rule}" if is_ours else f"{message}. See --help.")
+
+
+def path_text(text: str) -> str:
+    """The type of an argument that is a path: a shell leaves `--output=~/x` as it is, and gives
+    names with a `$` that are there."""
+    if "$" in text and os.path.lexists(text):
+        return text
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"({text}) {error}") from None
+
+
+def path(text: str) -> Path:
+    """As `path_text`."""
+    return Path(path_text(text))
+
+
+def folder(text: str) -> Path:
+    """As `path`, of a folder that is there."""
+    found = path(text)
+    if not found.is_dir():
+        what = "is a file" if found.exists() else "does not exist"
+        raise argparse.ArgumentTypeError(f"({found}) must be a folder, and {what}. Name another.")
+    return found
 
 
 def check_environment(environment: Mapping[str, str]) -> None:
@@ -95,6 +178,15 @@ def report_error(error: BaseException, exit_code: int) -> int:
 def print_error(error: BaseException) -> None:
     """A user's mistake, or what failed, as one line on stderr; a bug with its traceback."""
     if isinstance(error, _EXPLAINED):
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {describe(error)}", file=sys.stderr)
     else:
-        traceback.print_exception(error)
+        lines = "".join(traceback.format_exception(error)).split("\n")
+        print("\n".join(map(escape, lines)), file=sys.stderr, end="")
+
+
+def describe(error: BaseException) -> str:
+    """One line, whatever names or bytes of a file the message quotes."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}."  # not "[Errno 13] ..."
+    return escape(" ".join(text.split()))

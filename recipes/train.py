@@ -1,42 +1,52 @@
 """Train: python -m recipes.train --job.config_file F.toml [--table.key value ...]
 
 One process, or one per device under torchrun. Exit code 0 done, or stopped by a signal and saved;
-1 failure; 2 bad usage or configuration. A user's mistake is one line on stderr that starts with
-`error: `, printed once however many ranks there are.
+1 failure; 2 bad usage or configuration; 130 stopped before training or in the export after it, with
+nothing to save. A user's mistake is one line on stderr that starts with `error: `, printed once
+however many ranks there are.
 """
 
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from recipes.command import (
     check_environment,
+    describe,
     print_error,
     report_error,
+    run_command,
     set_single_process_environment,
 )
-from recipes.config.help import format_help
-from recipes.config.rules import check_export, check_files, check_settings
+from recipes.config.arguments import check_arguments
+from recipes.config.help import find_topics, format_help
+from recipes.config.rules import check_export, check_files, check_settings, check_weights
 from recipes.config.schema import load_schema
 from recipes.config.settings import Settings, SettingsError, resolve_settings
-from recipes.run.folder import check_is_writable, check_run_folder
+from recipes.run.folder import check_is_writable, check_run_folder, list_writes
 from recipes.run.inputs import check_inputs, check_weights_tokenizer
 from recipes.run.lock import RunLock
+from recipes.stop import EndAtOnce
 
 USAGE = __doc__.splitlines()[0]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Everything that can be checked without torch is checked before torch is imported."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        topic = arguments[1] if len(arguments) > 1 else None
-        print(f"{USAGE}\n\n{format_help(load_schema(), topic)}")
-        return 0
     try:
+        topics = find_topics(arguments) if arguments else []
+        if topics is not None:
+            if len(topics) > 1:
+                raise SettingsError(f"--help takes one table or option, not {' '.join(topics)}.")
+            print(f"{USAGE}\n\n{format_help(load_schema(), topics[0] if topics else None)}")
+            return 0
         check_environment(os.environ)
+        check_arguments(arguments)
         settings = resolve_settings(None, arguments)
         check_settings(settings)
         check_export(settings)
+        check_weights(settings)
         if settings.values["job"]["dry_run"]:
             return run(settings, _check_dry(settings))
         check_files(settings)
@@ -44,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
             return run(settings)  # meets rank 0 when that owns the run directory
         folder = settings.values["job"]["dump_folder"]
         check_is_writable(folder)
-        with RunLock(folder) as lock:
+        with RunLock(folder, writes=list_writes(settings)) as lock:
             return run(settings, _check_folder(settings), lock.release)
     except ValueError as error:
         return report_error(error, 2)
@@ -57,7 +67,7 @@ def _check_dry(settings: Settings) -> list[str]:
     try:
         check_files(settings)
     except ValueError as error:
-        print(f"not on this machine: {error}", file=sys.stderr)
+        print(f"not on this machine: {describe(error)}", file=sys.stderr)
         return check_run_folder(settings)
     return _check_folder(settings)
 
@@ -83,28 +93,39 @@ def run(
     is_dry_run = settings.values["job"]["dry_run"]
     is_launched = "RANK" in os.environ
     set_single_process_environment()
-    try:
-        from recipes.build import build_config
-        from recipes.config.degrees import check_ranks, count_fewest_ranks
+    with EndAtOnce("before training began. The same command starts again.", release) as end:
+        try:
+            from recipes.build import build_config
+            from recipes.config.degrees import check_ranks, count_fewest_ranks
 
-        config = build_config(settings)
-        num_ranks = int(os.environ["WORLD_SIZE"])
-        if is_dry_run and not is_launched:
-            num_ranks = count_fewest_ranks(config.parallelism)
-        check_ranks(config, num_ranks)
-        if is_dry_run:
-            from recipes.run.summary import summarize
+            config = build_config(settings)
+            num_ranks = int(os.environ["WORLD_SIZE"])
+            if is_dry_run and not is_launched:
+                num_ranks = count_fewest_ranks(config.parallelism)
+            check_ranks(config, num_ranks)
+            if is_dry_run:
+                from recipes.run.summary import summarize
 
-            for note in notes:
-                print(note, file=sys.stderr)
-            print(summarize(config, num_ranks))
-            return 0
-        if settings.values["export"]["enable"]:
-            from recipes.export.run import check_model
+                for note in notes:
+                    print(note, file=sys.stderr)
+                print(summarize(config, num_ranks))
+                return 0
+            if settings.values["export"]["enable"]:
+                from recipes.export.final import check_model
 
-            check_model(settings)
-    except (ValueError, NotImplementedError) as error:
-        return report_error(error, 2)
+                check_model(settings)
+        except (ValueError, NotImplementedError) as error:
+            return report_error(error, 2)
+        return _train(settings, config, notes, release, end)
+
+
+def _train(
+    settings: Settings,
+    config: Any,
+    notes: Sequence[str],
+    release: Callable[[], None],
+    end: EndAtOnce,
+) -> int:
     from torchtitan.tools.logging import logger
 
     from recipes.run.job import Job, init_logging
@@ -120,9 +141,11 @@ def run(
         release()
 
     with PeerWatch(job.remove_own_log, give_up) as peers:
+        end.clear = peers.leave
         try:
             is_over = job.run()
             if is_over and settings.values["export"]["enable"] and os.environ["RANK"] == "0":
+                end.remark = "in the export. The same command exports the final checkpoint."
                 _export(settings)
         except Exception as error:
             if peers.claim_report():
@@ -136,7 +159,7 @@ def _export(settings: Settings) -> None:
     """Export the final checkpoint. The training state lies on the disk whatever becomes of it."""
     from torchtitan.tools.logging import logger
 
-    from recipes.export.run import export_final
+    from recipes.export.final import export_final
 
     report = export_final(settings)
     for line in str(report or "The final checkpoint is exported already.").splitlines():
@@ -144,9 +167,7 @@ def _export(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    exit_code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    exit_code = run_command(main)
     if exit_code:
         # At once: threads and connections may wait for ranks that are gone.
         os._exit(exit_code)

@@ -7,10 +7,13 @@ scripts/tokenize_data.py writes them. Trains nothing.
 """
 
 import argparse
+import re
 import sys
 import time
 import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -22,11 +25,14 @@ import recipes.platform  # noqa: F401  first: torchtitan resolves its device onc
 
 # isort: split
 
+from recipes.command import ArgumentParser, report_error, run_command
 from recipes.config import load_config
+from recipes.config.arguments import check_used
 from recipes.data.config import DataConfig, SourceConfig
 from recipes.data.documents import load_documents
 from recipes.data.encoder import Encoder
 from recipes.data.loader import HuggingFaceTokenizer, PackedDataLoader
+from recipes.tokenize.command import USED
 from recipes.tokenize.parts import write_part
 from recipes.tokenize.plan import format_sources, plan_parts
 
@@ -88,19 +94,24 @@ def print_rates(
             print(f"| {what} | {num_ranks} | {' | '.join(f'{cell:,.0f}' for cell in cells)} |")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str]) -> int:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")
     parser.add_argument("--repeats", type=int, default=1, help="measurements of each")
     parser.add_argument("--ranks", default="1,4,64", help="numbers of simulated ranks")
     parser.add_argument("--tokenized", action="store_true",
         help="tokenize the documents into a temporary folder, and measure that too")  # fmt: skip
-    options, overrides = parser.parse_known_args()
     try:
+        options, overrides = parser.parse_known_args(arguments)
+        for option, value in (("--seconds", options.seconds), ("--repeats", options.repeats)):
+            if not 0 < value < inf:
+                raise ValueError(f"{option} ({value}) must be greater than 0.")
+        if not re.fullmatch(r"0*[1-9]\d*(,0*[1-9]\d*)*", options.ranks):
+            raise ValueError(f"--ranks ({options.ranks}) must be numbers such as 1,4,64.")
+        check_used(overrides, (*USED, "training.seq_len"))
         config = load_config(None, overrides)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report_error(error, 2)
     data = replace(config.dataloader.data, num_epochs=-1)
     seq_len, num_workers = config.training.seq_len, data.num_workers
     tokenizer = HuggingFaceTokenizer(tokenizer_path=config.hf_assets_path)
@@ -119,4 +130,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, is_output_result=True))

@@ -7,7 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ import recipes.platform  # noqa: F401  first: torchtitan resolves its device onc
 # isort: split
 
 import nitp.metrics
-from recipes.command import print_error, set_single_process_environment
+from recipes.command import report_error, run_command, set_single_process_environment
 from recipes.config import load_config
+from recipes.config.arguments import check_arguments, parse_overrides
 from recipes.machine import describe_machine
 
 NUM_STEPS, NUM_WARM_UP_STEPS = 12, 2
@@ -101,21 +102,28 @@ def describe(seconds: dict[str, list[float]], log_freq: int) -> str:
     )
 
 
-def main(arguments: list[str]) -> int:
-    path = "train_configs/debug.toml"
+def main(arguments: Sequence[str]) -> int:
+    if list(arguments[:1]) in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
     if arguments and not arguments[0].startswith("--"):
-        path, *arguments = arguments
-    set_single_process_environment()
+        arguments = [f"--job.config_file={arguments[0]}", *arguments[1:]]
     try:
+        check_arguments(arguments)
+        names = parse_overrides(arguments).keys()
+        for name in ("job.dump_folder", *parse_overrides(OVERRIDES)):
+            if name in names and name != "metrics.log_freq":
+                raise ValueError(f"--{name} has no effect: the benchmark sets it. Leave it out.")
+        path = None if "job.config_file" in names else "train_configs/debug.toml"
+        set_single_process_environment()
         with tempfile.TemporaryDirectory() as folder:
             log_freq = load_config(path, arguments).metrics.log_freq
             overrides = [*arguments, *OVERRIDES, f"--job.dump_folder={folder}"]
             print(describe(measure(load_config(path, overrides)), log_freq))
     except ValueError as error:
-        print_error(error)
-        return 2
+        return report_error(error, 2)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main, is_output_result=True))

@@ -2,7 +2,8 @@
 
 import sys
 
+from recipes.command import run_command
 from recipes.gpu_check.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -7,19 +7,18 @@ import sys
 from collections.abc import Sequence
 
 from recipes.build import build_config
-from recipes.command import report_error
+from recipes.command import ArgumentParser, path_text, report_error, run_command
 from recipes.config.rules import check_settings
 from recipes.config.settings import resolve_settings
 from recipes.run.summary import compute_size, tabulate
 
 
-def main(paths: Sequence[str]) -> int:
-    if not paths or paths[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0
+def main(arguments: Sequence[str]) -> int:
     sizes = []
     try:
-        for path in paths:
+        parser = ArgumentParser(description=__doc__.partition(":")[0])
+        parser.add_argument("paths", nargs="+", type=path_text, metavar="CONFIG.toml")
+        for path in parser.parse_args(arguments).paths:
             settings = resolve_settings(path, [])
             check_settings(settings)
             size = compute_size(build_config(settings))
@@ -31,4 +30,4 @@ def main(paths: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main, is_output_result=True))

@@ -23,6 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import recipes.build  # noqa: F401  in the server, not in each fork
 from recipes import train
+from recipes.config.arguments import format_overrides, parse_overrides
+from recipes.config.idle import depends_on
 from recipes.run.trainer import RunTrainer
 from tests.waiting import DEADLINE_S, block, wait_until
 
@@ -143,6 +145,23 @@ def run(
     return ranks
 
 
+def compose(arguments: Sequence[str]) -> list[str]:
+    """One command line of a list that was added to: the last of each option, and nothing that what
+    is false turns off."""
+    try:
+        texts = parse_overrides(arguments)
+    except ValueError:  # meant to be refused
+        return [*arguments]
+    off = [name for name, text in texts.items() if text == "false"]
+    return format_overrides(
+        {
+            name: text
+            for name, text in texts.items()
+            if not any(name != switch and depends_on(name, switch) for switch in off)
+        }
+    )
+
+
 def wait(ranks: Sequence[Rank]) -> list[int]:
     """The exit codes, by rank."""
     return [rank.wait() for rank in ranks]
@@ -236,7 +255,7 @@ def _run(
     torch.set_num_threads(1)  # a fork has none of its parent's threads
     if before is not None:
         before(rank)
-    exit_code = main(arguments)
+    exit_code = main(compose(arguments))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)

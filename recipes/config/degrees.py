@@ -16,6 +16,7 @@ from torchtitan.models.common.moe import GroupedExperts
 from torchtitan.trainer import Trainer
 
 from nitp._torchtitan import ATTENTION_BLOCK_SIZE, count_stages, split_into_stages
+from recipes.config.choices import check_choice
 
 _GROUPED_MM_ALIGNMENT = 8
 """Rows of a grouped matrix product are multiples of 16 bytes: 8 values in bfloat16."""
@@ -32,9 +33,17 @@ def check_degrees(config: Trainer.Config) -> None:
         _check_tensor_degree(model, tp)
         if parallelism.expert_parallel_degree == 1:
             _check_expert_width(experts, tp)
+    if parallelism.pipeline_parallel_degree > 1 and parallelism.module_fqns_per_model_part:
+        _check_parts(len(model.layers), parallelism.module_fqns_per_model_part)
     if parallelism.pipeline_parallel_degree > 1 and len(config.optimizer.param_groups) > 1:
         _check_stage_groups(model, parallelism)
     _check_sequence(config)
+    if config.training.seq_len > model.max_seq_len:
+        raise ValueError(
+            f"training.seq_len ({config.training.seq_len}) must be at most the longest sequence "
+            f"that the model's positions are built for (model.max_seq_len), {model.max_seq_len}. "
+            "Lower it, or choose another model."
+        )
 
 
 def check_ranks(config: Trainer.Config, num_ranks: int) -> None:
@@ -127,6 +136,24 @@ def _check_expert_width(experts: list[GroupedExperts.Config], tp: int) -> None:
                 "Set another degree, or parallelism.expert_parallel_degree, which keeps experts "
                 "whole."
             )
+
+
+def _check_parts(num_layers: int, parts: list[list[str]]) -> None:
+    """TorchTitan leaves out of the model what no part names, and passes over unknown names."""
+    option = "parallelism.module_fqns_per_model_part"
+    (expected,) = split_into_stages(1, num_layers)
+    given = [name for part in parts for name in part]
+    for name in given:
+        check_choice(option, name, expected)
+    missing = [name for name in expected if name not in given]
+    if missing:
+        raise ValueError(f"{option} must have {', '.join(missing)} in one of its parts. Add that.")
+    in_order = [name for part in parts for name in sorted(part, key=expected.index)]
+    if in_order != expected:
+        raise ValueError(
+            f"{option} ({parts}) must have each module once, in the model's order: "
+            f"{', '.join(expected)}."
+        )
 
 
 def _check_stage_groups(model: Decoder.Config, parallelism: ParallelismConfig) -> None:

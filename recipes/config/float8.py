@@ -5,10 +5,10 @@ from typing import Any
 
 from torchtitan.components.quantization import Float8Linear, Float8LinearConverter
 from torchtitan.config import derive
-from torchtitan.models.common.linear import Linear
 
 from nitp.projector import PROJECTOR_NAME
 from nitp.trainer import NITPTrainer
+from recipes.config.names import check_part_of_names, name_linears
 
 
 def convert_linears(config: NITPTrainer.Config, values: dict[str, Any]) -> NITPTrainer.Config:
@@ -29,6 +29,7 @@ def convert_linears(config: NITPTrainer.Config, values: dict[str, Any]) -> NITPT
             "pip install 'nitp-torchtitan[float8]'."
         )
     assert config.model_spec is not None
+    check_part_of_names("float8.filter_fqns", values["filter_fqns"], config.model_spec.model)
     kept = [] if values["projector"] else [PROJECTOR_NAME]
     converter = Float8LinearConverter.Config(
         recipe_name=values["recipe_name"],
@@ -39,6 +40,11 @@ def convert_linears(config: NITPTrainer.Config, values: dict[str, Any]) -> NITPT
     model = converter.convert(config.model_spec.model)
     if values["projector"] and config.nitp.is_active:
         _check_projector(model)
+    if not any(isinstance(linear, Float8Linear.Config) for linear in name_linears(model).values()):
+        raise ValueError(
+            f"float8.enable (true) converts no linear layer with float8.filter_fqns "
+            f"({values['filter_fqns']}). Shorten that, or set float8.enable to false."
+        )
     spec = replace(config.model_spec, model=model)
     return derive(config, NITPTrainer.Config, model_spec=spec)
 
@@ -47,7 +53,7 @@ def _check_projector(model: Any) -> None:
     assert Float8Linear is not None
     linears = {
         name: linear
-        for name, linear, _, _ in model.traverse(Linear.Config)
+        for name, linear in name_linears(model).items()
         if name.startswith(PROJECTOR_NAME)
     }
     if not linears:

@@ -1,11 +1,12 @@
 """The text of `--help`: every option with its type, its default and its docstring."""
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import MISSING
 
 from recipes.config.fields import Option
+from recipes.config.lookup import SettingsError, nearest
 from recipes.config.schema import Schema
-from recipes.config.settings import SettingsError, nearest
 from recipes.config.values import describe_type, show_value
 
 WIDTH = 100
@@ -23,15 +24,25 @@ def format_help(schema: Schema, topic: str | None) -> str:
 
     Raises SettingsError for a topic that is neither.
     """
-    table, _, key = (topic or "").partition(".")
-    if topic in schema:
-        table, key = topic, ""
-    if not topic:
+    if topic is None:
         return "\n".join([_USAGE, *(_format_table(name, schema) for name in schema)])
-    if table not in schema or (key and key not in schema[table]):
-        topics = [*schema, *(f"{name}.{key}" for name in schema for key in schema[name])]
-        raise SettingsError(f"--help: {topic} is not a table or option.{nearest(topic, topics)}")
-    return _format_option(table, schema[table][key]) if key else _format_table(table, schema)
+    options = {f"{t}.{key}": (t, option) for t in schema for key, option in schema[t].items()}
+    if topic in schema:
+        return _format_table(topic, schema)
+    if topic not in options:
+        hint = nearest(topic, [*schema, *options]) or f" Tables: {', '.join(schema)}."
+        raise SettingsError(f"--help: {topic} is not a table or option.{hint}")
+    return _format_option(*options[topic])
+
+
+def find_topics(arguments: Sequence[str]) -> list[str] | None:
+    """What follows `--help`, wherever that is; None without it."""
+    for i, argument in enumerate(arguments):
+        name, has_topic, topic = argument.partition("=")
+        if name == "--help" or (i == 0 and name == "-h"):
+            topics = [*([topic] if has_topic else []), *arguments[i + 1 :]]
+            return [topic.removeprefix("--") for topic in topics]
+    return None
 
 
 def _format_table(table: str, schema: Schema) -> str:

@@ -1,7 +1,8 @@
 """Options without effect: an error where they are asked for, out of the way where they are not.
 
 An option is idle where others make it so: `checkpoint.interval` while `checkpoint.enable` is false.
-Given as specifically as what makes it idle, or more so, it is a mistake. Given less specifically,
+Given as specifically as what makes it idle, or more so, it is a mistake: two arguments of a command
+line, or two keys of a file, in whatever order. Given less specifically,
 it has been turned off on purpose, as when `--checkpoint.enable=false` follows a file that sets an
 interval; it then takes its default, so that a saved configuration has nothing idle in it. Weights
 to start from are never turned off like that.
@@ -140,6 +141,12 @@ RULES = (
         "parallelism.context_parallel_degree is 1. Raise it",
     ),
     Idle(
+        ("parallelism.context_parallel_ptrr_mask_key",),
+        ("parallelism.context_parallel_load_balancer", "parallelism.context_parallel_degree"),
+        lambda v: v["parallelism"]["context_parallel_load_balancer"] != "ptrr",
+        'parallelism.context_parallel_load_balancer is not "ptrr". Set it to that',
+    ),
+    Idle(
         ("parallelism.pipeline_parallel_*", "parallelism.module_fqns_per_model_part"),
         ("parallelism.pipeline_parallel_degree",), _is("parallelism.pipeline_parallel_degree", 1),
         "parallelism.pipeline_parallel_degree is 1. Raise it",
@@ -204,6 +211,14 @@ def find_idle(values: Values) -> Iterator[tuple[str, Idle]]:
                 is_meant = any(fnmatchcase(name, pattern) for pattern in rule.options)
                 if is_meant and name not in rule.switches:
                     yield name, rule
+
+
+def depends_on(option: str, switch: str) -> bool:
+    """Whether it is the switch, or can be idle by it."""
+    return option == switch or any(
+        switch in rule.switches and any(fnmatchcase(option, p) for p in rule.options)
+        for rule in RULES
+    )
 
 
 def settle_idle(values: Values, rank: Mapping[str, int], schema: Schema) -> None:

@@ -152,7 +152,8 @@ class ExportOptions:
     """Whether rank 0 exports the final checkpoint after it is saved."""
 
     folder: str = "exported"
-    """Where to, inside the run directory: the export of step N is `<folder>/step-N`."""
+    """Where to, inside the run directory: the export of step N is `<folder>/step-N`. One that is
+    there with other options or of another training is refused, not replaced."""
 
     dtype: ExportDtype = "bfloat16"
     """Type of the exported weights; the router's selection bias stays float32."""

@@ -6,8 +6,9 @@ Building one is checking it: what a part refuses itself is refused here.
 from dataclasses import replace
 
 from nitp.config import GeometryConfig, NITPConfig
+from recipes.config.choices import check_choice
 from recipes.config.fields import source_path
-from recipes.config.settings import Settings, nearest
+from recipes.config.settings import Settings
 from recipes.data.config import (
     DataConfig,
     SourceConfig,
@@ -58,9 +59,3 @@ def torchtitan_models() -> list[str]:
         for package in packages
         if "def model_registry(" in package.read_text(encoding="utf-8")
     ]
-
-
-def check_choice(option: str, value: str, choices: list[str]) -> None:
-    if value not in choices:
-        hint = nearest(value, choices) or f" Use one of {', '.join(choices)}."
-        raise ValueError(f'{option} ("{value}") does not exist.{hint}')

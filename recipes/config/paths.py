@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.characters import find_fault
 from recipes.data.config import HUB
 
 PATHS = {
@@ -19,14 +20,27 @@ PATHS = {
     "data.sources.path",
     "validation.sets.path",
     "checkpoint.initial_load_path",
+    "parallelism.pipeline_parallel_schedule_csv",
 }
 """Options, `table.key`, that name files or folders which may be anywhere."""
 
 CONFIG_FILE = "config.toml"
 """In the run directory: its resolved configuration."""
 
+UNFINISHED_CONFIG_FILE = "config.unfinished"
+"""In the run directory: the same while it is written."""
+
 LOCK_FILE = "run.lock"
-"""In the run directory: whose it is."""
+"""In the run directory: whose it is. Names that begin so are of its making and removal."""
+
+ORIGIN_FILE = "origin.json"
+"""In the run directory: what it started from, if not from scratch."""
+
+_RESERVED = (
+    CONFIG_FILE, UNFINISHED_CONFIG_FILE, "inputs.json", "inputs.json.unfinished",
+    ORIGIN_FILE, "origin.unfinished", "structured_logs", "memory_budget_pareto",
+)  # fmt: skip
+"""In the run directory: what a run, or TorchTitan for it, writes there whatever the options are."""
 
 RUN_PATHS = (
     "checkpoint.folder",
@@ -49,8 +63,9 @@ def expand_path(path: str) -> str:
     """The path with the home directory and environment variables in their places, also in a folder
     that follows `hf://`.
 
-    Raises ValueError for a path that is empty or that no file system takes, for a variable that is
-    not set or empty, a `$` that begins none, and a home directory of nobody.
+    Raises ValueError for a path that is empty or that no file system takes, one with a control
+    character, for a variable that is not set or empty, a `$` that begins none, and a home directory
+    of nobody.
     """
     if not path.strip() or "\0" in path:
         raise ValueError("is no path. Name a file or folder, or leave it out.")
@@ -67,6 +82,8 @@ def expand_path(path: str) -> str:
         user = expanded.partition("/")[0]
         raise ValueError(f"begins with {user}, which is no home directory. Write ./{user}.")
     expanded = os.path.expandvars(expanded)
+    if fault := find_fault(expanded):
+        raise ValueError(f"{fault}. Rename it.")
     if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in expanded.split("/")):
         raise ValueError(f"has a name of more than {_MAX_NAME_BYTES} bytes. Shorten it.")
     return scheme + expanded
@@ -74,8 +91,8 @@ def expand_path(path: str) -> str:
 
 def check_run_paths(values: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ValueError unless what a run writes lies in its directory, which belongs to one job at
-    a time, each under a name of its own."""
-    taken = {Path(CONFIG_FILE): "the run's own", Path(LOCK_FILE): "the run's own"}
+    a time, each under a name of its own, also where case makes no difference to names."""
+    taken = {Path(name): (name, "the run's own") for name in _RESERVED}
     for option in RUN_PATHS:
         table, _, key = option.partition(".")
         value = values[table][key]
@@ -89,13 +106,16 @@ def check_run_paths(values: Mapping[str, Mapping[str, Any]]) -> None:
             )
         if path == Path() or "\0" in value:
             raise ValueError(f"{option} ({value}) must be a name below job.dump_folder. Give one.")
-        for other, owner in taken.items():
-            if path.is_relative_to(other) or other.is_relative_to(path):
+        folded = Path(value.casefold())
+        if folded.parts[0].startswith(LOCK_FILE):
+            taken[Path(folded.parts[0])] = (path.parts[0], "the run's own")
+        for other, (name, owner) in taken.items():
+            if folded.is_relative_to(other) or other.is_relative_to(folded):
                 raise ValueError(
-                    f"{option} ({value}) must not be or hold {other}, which is {owner}, nor lie in "
+                    f"{option} ({value}) must not be or hold {name}, which is {owner}, nor lie in "
                     "it. Choose another name."
                 )
-        taken[path] = f"{option}'s"
+        taken[folded] = (value, f"{option}'s")
 
 
 def anchor_paths(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -104,7 +124,10 @@ def anchor_paths(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
     Except those of data in the hub's layout: their documents are named by the path as it stands.
     """
     anchored = {table: dict(entries) for table, entries in values.items()}
-    for option in ("job.dump_folder", "tokenizer.path", "checkpoint.initial_load_path"):
+    for option in (
+        "job.dump_folder", "tokenizer.path", "checkpoint.initial_load_path",
+        "parallelism.pipeline_parallel_schedule_csv",
+    ):  # fmt: skip
         table, _, key = option.partition(".")
         anchored[table][key] = _anchor(anchored[table][key])
     for table, key in (("data", "sources"), ("validation", "sets")):
@@ -115,4 +138,4 @@ def anchor_paths(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 
 def _anchor(path: str | None) -> str | None:
-    return path if path is None or "://" in path else os.path.abspath(path)
+    return path if not path or "://" in path else os.path.abspath(path)

@@ -4,18 +4,20 @@ Free of torch: what these refuse costs a second, not the start of a job.
 """
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from recipes.config.choices import check_choice, check_choices
 from recipes.config.fields import read_keys
+from recipes.config.initial import check_initial_load
 from recipes.config.parts import (
     build_data,
     build_geometry,
     build_nitp,
     build_shape,
     build_validation_sets,
-    check_choice,
     torchtitan_models,
 )
 from recipes.config.paths import check_run_paths
@@ -35,6 +37,7 @@ def check_settings(settings: Settings) -> None:
     """
     with _naming_the_origin(settings):
         check_ranges(settings.values)
+        check_choices(settings.values)
         nitp = build_nitp(settings)
         build_geometry(settings)
         if nitp.is_active:
@@ -56,10 +59,18 @@ def check_settings(settings: Settings) -> None:
 
 
 def check_files(settings: Settings) -> None:
-    """Raise SettingsError unless data sources and tokenizer are on this machine."""
+    """Raise SettingsError unless data sources, tokenizer and initial weights are here."""
     with _naming_the_origin(settings):
         check_sources(build_data(settings), build_validation_sets(settings))
         check_tokenizer(settings.values["tokenizer"]["path"])
+        check_initial_load(settings.values, must_exist=True)
+        _check_schedule_file(settings)
+
+
+def check_weights(settings: Settings) -> None:
+    """Raise SettingsError if what a run starts from is on this machine, and something else."""
+    with _naming_the_origin(settings):
+        check_initial_load(settings.values, must_exist=False)
 
 
 def check_export(settings: Settings) -> None:
@@ -126,6 +137,16 @@ def _check_validation(settings: Settings) -> None:
         raise ValueError(
             "validation.enable (true) needs documents that are held out. Set "
             "data.validation_fraction, or add a [[validation.sets]] table."
+        )
+
+
+def _check_schedule_file(settings: Settings) -> None:
+    parallelism = settings.values["parallelism"]
+    path = parallelism["pipeline_parallel_schedule_csv"]
+    if path and not os.path.isfile(path):
+        raise ValueError(
+            f"parallelism.pipeline_parallel_schedule_csv ({path}) is no file. Name another, or "
+            "leave it out."
         )
 
 

@@ -6,27 +6,25 @@ Free of torch: a mistake is one line, before anything heavy is imported.
 import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tomli
 import tomli_w
 
+from recipes.characters import find_fault
+from recipes.config.arguments import parse_overrides
 from recipes.config.fields import Option
 from recipes.config.idle import settle_idle
-from recipes.config.paths import PATHS, expand_path
+from recipes.config.lookup import COMMAND_LINE, check_table, find_option
+from recipes.config.lookup import SettingsError as SettingsError
+from recipes.config.lookup import nearest as nearest
+from recipes.config.paths import CONFIG_FILE, PATHS, expand_path
 from recipes.config.schema import Schema, activation_checkpoint_options, load_schema
-from recipes.config.values import NONE, convert_value, describe_type, parse_text, show_value
-from recipes.data.paths import is_utf8
+from recipes.config.toml_file import read_toml
+from recipes.config.values import NONE, convert_value, describe_type, parse_text, show_value, walk
 
-COMMAND_LINE = "command line"
 _COMMAND_LINE_RANK = 1_000_000
 """Above that of any file."""
-
-
-class SettingsError(ValueError):
-    """A user's mistake; the message is one line that says where it is and what is valid."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -44,19 +42,25 @@ class _Given(NamedTuple):
     value: Any
     where: str
     rank: int
-    """How specific: a file more than those it extends, the command line more than any file, and
-    each of its arguments more than the one before."""
+    """How specific: a file more than those it extends, of these a later one more than one before,
+    and the command line more than any file. Its arguments are equals, in whatever order."""
 
 
-def resolve_settings(path: str | None, overrides: Sequence[str]) -> Settings:
+def resolve_settings(path: str | None, overrides: Sequence[str], *more: Sequence[str]) -> Settings:
     """Defaults, then the file `path` and what it extends, then `--table.key value` overrides.
 
-    `--job.config_file` among the overrides takes the place of `path`. Neither
+    more: a program's further overrides, each list more specific than the one before. Within a list
+    all are equals, and the last of an option given twice counts; of a user that is refused
+    (check_arguments). `--job.config_file` among the overrides stands for `path`. Neither
     `job.config_file` nor `job.extends` is part of the result. Raises SettingsError.
     """
     schema = load_schema()
-    given = _load_overrides(overrides, schema)
+    given: dict[str, _Given] = {}
+    for i, arguments in enumerate((overrides, *more)):
+        given = _merge(given, _load_overrides(arguments, schema, _COMMAND_LINE_RANK + i))
     if "job.config_file" in given:
+        if path is not None:
+            raise SettingsError(f"{COMMAND_LINE}: job.config_file is given beside {path}.")
         path = given.pop("job.config_file").value
     if path is not None:
         given = _merge(_load_file(path, schema, ()), given)
@@ -87,12 +91,6 @@ def save_settings(settings: Settings, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(tomli_w.dumps(_spell_none(settings.values)), encoding="utf-8")
-
-
-def nearest(name: str, valid: Sequence[str], template: str = "{}") -> str:
-    """` Did you mean X?` for the closest valid name, or nothing if none is close."""
-    matches = get_close_matches(name, valid, n=1)
-    return f" Did you mean {template.format(matches[0])}?" if matches else ""
 
 
 def _spell_none(value: Any) -> Any:
@@ -134,16 +132,19 @@ def _merge(lower: dict[str, _Given], upper: dict[str, _Given]) -> dict[str, _Giv
     return lower | upper
 
 
-def _load_file(path: str, schema: Schema, chain: tuple[str, ...]) -> dict[str, _Given]:
-    """What the file and the files it extends give; `chain` are the files that led here."""
+def _load_file(
+    path: str, schema: Schema, chain: tuple[str, ...], above: int = 0
+) -> dict[str, _Given]:
+    """What the file and the files it extends give; `chain` are the files that led here. Ranks are
+    greater than `above`."""
     path = os.path.normpath(path)
     if any(os.path.realpath(path) == os.path.realpath(seen) for seen in chain):
         raise SettingsError(f"{chain[-1]}: job.extends is a cycle: {' -> '.join((*chain, path))}.")
     values: dict[str, Any] = {}
     for table, entries in _load_toml(path, chain).items():
-        _check_table(table, entries, schema, path)
+        check_table(table, entries, schema, path)
         for key, value in entries.items():
-            option = _find_option(table, key, schema, path)
+            option = find_option(table, key, schema, path)
             values[f"{table}.{key}"] = _check_option(table, option, value, schema, path)
     if "job.config_file" in values:
         raise SettingsError(
@@ -154,54 +155,36 @@ def _load_file(path: str, schema: Schema, chain: tuple[str, ...]) -> dict[str, _
         bases = values.pop("job.extends") or []
         for base in [bases] if isinstance(bases, str) else bases:
             base_path = os.path.join(os.path.dirname(path), base)
-            inherited = _merge(inherited, _load_file(base_path, schema, (*chain, path)))
-    rank = 1 + max((entry.rank for entry in inherited.values()), default=0)
+            loaded = _load_file(base_path, schema, (*chain, path), above)
+            above = max((above, *(entry.rank for entry in loaded.values())))
+            inherited = _merge(inherited, loaded)
+    rank = above + 1
     return _merge(inherited, {name: _Given(value, path, rank) for name, value in values.items()})
 
 
 def _load_toml(path: str, chain: tuple[str, ...]) -> dict[str, Any]:
+    by = f"{chain[-1]}: job.extends: " if chain else ""
     try:
-        return tomli.loads(Path(path).read_text(encoding="utf-8"))
+        return read_toml(path)
     except FileNotFoundError:
         folder, name = os.path.split(path)
         siblings = [entry.name for entry in Path(folder or ".").glob("*.toml")]
-        hint = nearest(name, siblings, os.path.join(folder, "{}"))
-        by = f"{chain[-1]}: job.extends: " if chain else ""
+        hint = nearest(name, siblings, os.path.join(folder, ""))
         raise SettingsError(f"{by}{path} does not exist.{hint}") from None
     except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}.") from None
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}.") from None
+        own = os.path.join(path, CONFIG_FILE)  # of a run directory
+        hint = f" Did you mean {own}?" if os.path.isfile(own) else ""
+        raise SettingsError(f"{by}{path} cannot be read: {error.strerror}.{hint}") from None
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
-def _load_overrides(arguments: Sequence[str], schema: Schema) -> dict[str, _Given]:
-    """`--table.key value`, `--table.key=value`, and `--table.key` alone for a true boolean."""
+def _load_overrides(arguments: Sequence[str], schema: Schema, rank: int) -> dict[str, _Given]:
     given: dict[str, _Given] = {}
-    remaining = list(arguments)
-    for argument in arguments:
-        if not is_utf8(argument):  # it could not be saved
-            raise SettingsError(f"{COMMAND_LINE}: {argument!a} is not UTF-8. Rename what it names.")
-    while remaining:
-        argument = remaining.pop(0)
-        name, has_value, text = argument.removeprefix("--").partition("=")
-        table, dot, key = name.partition(".")
-        if not argument.startswith("--") or not dot:
-            hint = _hint_option(name, schema, "--{}")
-            if name.endswith(".toml"):
-                hint = f" Did you mean --job.config_file {name}?"
-            raise SettingsError(f"{COMMAND_LINE}: {argument} is not --table.key.{hint}")
-        _check_table(table, {}, schema, COMMAND_LINE)
-        option = _find_option(table, key, schema, COMMAND_LINE)
-        if not has_value:
-            follows = remaining and not remaining[0].startswith("--")
-            if option.type is bool and not (follows and remaining[0].lower() in ("true", "false")):
-                text = "true"
-            elif follows:
-                text = remaining.pop(0)
-            else:
-                raise SettingsError(f"{COMMAND_LINE}: --{name} needs a value.")
+    for name, text in parse_overrides(arguments).items():
+        table, _, key = name.partition(".")
+        option = schema[table][key]
         value = _check_option(table, option, parse_text(text, option.type), schema, COMMAND_LINE)
-        rank = _COMMAND_LINE_RANK + len(arguments) - len(remaining)
         given[name] = _Given(value, COMMAND_LINE, rank)
     if "job.extends" in given:
         raise SettingsError(
@@ -210,39 +193,20 @@ def _load_overrides(arguments: Sequence[str], schema: Schema) -> dict[str, _Give
     return given
 
 
-def _check_table(table: str, entries: Any, schema: Schema, where: str) -> None:
-    tables = [name for name in schema if "." not in name]
-    if table not in tables:
-        hint = nearest(table, tables) if isinstance(entries, dict) else _hint_option(table, schema)
-        raise SettingsError(f"{where}: {table} is not a table.{hint}")
-    if not isinstance(entries, dict):
-        raise SettingsError(f"{where}: {table} ({show_value(entries)}) must be a table, [{table}].")
-
-
-def _find_option(table: str, key: str, schema: Schema, where: str) -> Option:
-    if key in schema[table]:
-        return schema[table][key]
-    hint = nearest(key, list(schema[table]), f"{table}.{{}}") or _hint_option(key, schema)
-    hint = hint or f" See --help {table}."
-    raise SettingsError(f"{where}: {table}.{key} is not an option.{hint}")
-
-
-def _hint_option(key: str, schema: Schema, template: str = "{}") -> str:
-    """` Did you mean table.key?` for a key whose table is missing or wrong."""
-    names = [f"{table}.{name}" for table, options in schema.items() for name in options]
-    homes = [template.format(name) for name in names if name.endswith(f".{key}")]
-    return f" Did you mean {' or '.join(homes)}?" if homes else nearest(key, names, template)
-
-
 def _check_option(table: str, option: Option, value: Any, schema: Schema, where: str) -> Any:
     """The value as the option's type; of an array of tables each entry, completed by defaults."""
     name = f"{table}.{option.name}"
+    for part in () if name in schema else walk(value):
+        if isinstance(part, str) and (fault := find_fault(part)):
+            raise SettingsError(f"{where}: {name} ({show_value(part)}) {fault}. Remove it.")
+        if isinstance(part, int) and not -(2**63) <= part < 2**63:
+            raise SettingsError(f"{where}: {name} has a number that takes more than 64 bits.")
     try:
         value = convert_value(value, option.type)
     except TypeError:
         expected = describe_type(option.type)
         raise SettingsError(f"{where}: {name} ({show_value(value)}) must be {expected}.") from None
-    if name in PATHS:
+    if name in PATHS and value != option.default:
         return _expand(name, value, where)
     if name in schema:
         return [_check_entry(name, entry, schema, where) for entry in value]
@@ -260,7 +224,7 @@ def _expand(name: str, value: Any, where: str) -> Any:
 
 def _check_entry(table: str, entry: dict[str, Any], schema: Schema, where: str) -> dict[str, Any]:
     given = {
-        key: _check_option(table, _find_option(table, key, schema, where), value, schema, where)
+        key: _check_option(table, find_option(table, key, schema, where), value, schema, where)
         for key, value in entry.items()
     }
     for key, option in schema[table].items():

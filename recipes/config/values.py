@@ -34,7 +34,7 @@ def convert_value(value: Any, to: Any) -> Any:
     if to is NoneType and value in (None, NONE):
         return None
     if to is float and type(value) in (int, float):
-        return float(value)
+        return float(value) + 0.0  # -0.0 is 0.0, and shown as that
     if to in (bool, int, str, dict) and type(value) is to:
         return value
     if origin is Literal and any(value == c and type(value) is type(c) for c in args):
@@ -66,7 +66,7 @@ def parse_text(text: str, to: Any) -> Any:
     if text in choices:
         return choices[text]
     sequence = origins.get(list, origins.get(tuple))
-    if sequence is not None:
+    if sequence is not None and (str not in members or text.startswith("[")):
         if text.startswith("["):
             return _parse_inline(text)
         return [parse_text(part.strip(), get_args(sequence)[0]) for part in text.split(",") if part]
@@ -100,13 +100,28 @@ def describe_type(to: Any) -> str:
 
 def show_value(value: Any) -> str:
     """The value as the user writes it, on one line."""
-    return json.dumps(NONE if value is None else value, default=str)
+    try:
+        return json.dumps(NONE if value is None else value, default=str)
+    except (RecursionError, ValueError):  # nested by the thousand, or a number of so many digits
+        return "..."
+
+
+def walk(value: Any) -> list[Any]:
+    """All that a value holds, keys of tables too, however deep."""
+    parts, ahead = [], [value]
+    while ahead:
+        parts.append(part := ahead.pop())
+        if isinstance(part, dict):
+            ahead += [*part, *part.values()]
+        elif isinstance(part, list):
+            ahead += part
+    return parts
 
 
 def _parse_inline(text: str) -> Any:
-    with suppress(tomli.TOMLDecodeError):
+    with suppress(ValueError, RecursionError):
         return tomli.loads(f"value = {text}")["value"]
-    with suppress(json.JSONDecodeError):
+    with suppress(ValueError, RecursionError):
         return json.loads(text)
     return text
 

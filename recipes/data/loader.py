@@ -25,7 +25,7 @@ from recipes.data.mixture import PackedData
 from recipes.data.packing import Row
 from recipes.data.position import Position
 from recipes.data.unigram import UnigramBaseline
-from recipes.stop import survive_first_signal
+from recipes.stop import survive_signals
 
 _BATCHES_AHEAD = 2
 _BATCHES_REMEMBERED = 256
@@ -116,7 +116,7 @@ class PackedDataLoader(BaseDataLoader):
             _RankRows(self._packed, self._position, end, self._rank, self._num_ranks),
             batch_size=None,  # rows: a worker that owns whole streams tokenizes nothing in vain
             collate_fn=_identity,
-            worker_init_fn=survive_first_signal,
+            worker_init_fn=survive_signals,
             num_workers=num_workers,
             prefetch_factor=-(-_BATCHES_AHEAD * self._batch_size // num_workers)
             if num_workers

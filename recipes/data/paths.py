@@ -43,11 +43,6 @@ def identify(path: Path) -> object:
     return (status.st_dev, status.st_ino) if is_hard_linked else os.path.realpath(path)
 
 
-def is_utf8(name: str) -> bool:
-    """Whether the name of a file, or an argument, can be written to a file: it may be any bytes."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
 def _split(pattern: Path) -> tuple[Path, Sequence[str]]:
     """The folder before the first part with a wildcard, and the parts from there on."""
     parts = pattern.parts

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from recipes.characters import escape
+
 PLACE = "{place}"
 _NUM_SHOWN = 30
 _NUM_DIGITS = 1000
@@ -23,8 +25,8 @@ class BadDocumentError(Exception):
     """A document that cannot be used. PLACE in the message stands for where it lies."""
 
     def at(self, place: str) -> str:
-        """The message, one line."""
-        return " ".join(str(self).replace(PLACE, place).split())
+        """The message, one line, whatever the document has in it."""
+        return escape(" ".join(str(self).replace(PLACE, place).split()))
 
 
 class BadRecordError(BadDocumentError):

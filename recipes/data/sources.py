@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from recipes.characters import escape, find_fault
 from recipes.data.config import (
     EMBEDDED_CORPUS,
     HUB,
@@ -20,7 +21,7 @@ from recipes.data.config import (
 )
 from recipes.data.corpus import find_corpus_files
 from recipes.data.endings import check_field, strip_compression
-from recipes.data.paths import identify, is_utf8, match_files
+from recipes.data.paths import identify, match_files
 from recipes.data.splits import has_rows_twice, is_hub_folder, share_rows, split_hub_path
 
 
@@ -190,9 +191,9 @@ def _check_formats(
         what = f"{option}.path ({source.path}) must match documents"
     originals: dict[str, Path] = {}
     for name, path in matches:
-        if not is_utf8(name):
+        if fault := find_fault(name):
             raise ValueError(
-                f"{option}.path ({source.path}) matches {str(path)!a}, whose name is not UTF-8. "
+                f"{option}.path ({source.path}) matches {escape(str(path))}, whose name {fault}. "
                 "Rename the file."
             )
         try:

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from recipes.characters import is_utf8
 from recipes.data.config import EMBEDDED_TOKENIZER
 from recipes.data.corpus import compute_record, find_corpus_files
-from recipes.data.paths import is_utf8
 from recipes.data.sources import is_validation
 
 EOS_TOKEN = "<|endoftext|>"
@@ -165,7 +165,12 @@ def load_embedded_tokenizer_dir() -> Path:
         sort_keys=True,
     )
     digest = hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nitp"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "nitp"
+    if cache.parts[0].startswith("~"):  # a container's user may have no home
+        raise ValueError(
+            f"tokenizer.path ({EMBEDDED_TOKENIZER}) cannot be kept in {cache}, which names no home "
+            "directory. Set XDG_CACHE_HOME to a folder that can be written to."
+        )
     folder = cache / f"tokenizer-{digest}"
     if not folder.is_dir():
         try:

@@ -5,19 +5,16 @@ python -m recipes.evaluation ...
 Prints one table, and writes it as evaluation.md and evaluation.json. The first model is what the
 others are compared with. What is done is kept in the output: the same command goes on where it was
 interrupted, and does no task twice. Exit code 0 done, 1 failure (of one task: the others are done),
-2 bad usage, 130 interrupted; what went wrong is one line on stderr that starts with `error: `.
+2 bad usage, 130 if stopped by a signal; what went wrong is one line on stderr
+that starts with `error: `.
 """
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from recipes.command import ArgumentParser, report_error
-from recipes.config.paths import expand_path
+from recipes.command import ArgumentParser, folder, path, path_text, print_error, report_error
 from recipes.evaluation.request import EvaluateRequest, Subject
 from recipes.evaluation.suite import Suite
 from recipes.run.lock import RunLock
@@ -48,39 +45,32 @@ def _evaluate(request: EvaluateRequest, suite: Suite) -> int:
     harness = open_harness(suite, request)
     harness.check()
     runner = Runner(suite, request.output, harness)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        scores = runner.run(models)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on.")
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    scores = runner.run(models)
     table = build_table(suite, [model.label for model in models], scores)
     table.write(request.output)
     print(f"\n{table.to_markdown()}", end="")
     for failure in runner.failures:
-        print(f"error: {failure}", file=sys.stderr)
+        print_error(ValueError(failure))
     return 1 if runner.failures else 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def parse_request(arguments: Sequence[str]) -> EvaluateRequest:
     """Raises ValueError for arguments that are none; prints and exits for --help."""
-    parser = ArgumentParser(prog="evaluate.py", description=(__doc__ or "").partition(":")[0])
+    parser = ArgumentParser(
+        prog="evaluate.py", description=(__doc__ or "").partition(":")[0],
+        repeatable=("--run", "--model"),
+    )  # fmt: skip
     add = parser.add_argument
-    add("--run", nargs="+", action=_Append, dest="subjects", default=[], metavar="DIR",
+    subjects: Any = {"nargs": "+", "type": folder, "action": _Append, "dest": "subjects"}
+    add("--run", **subjects, default=[], metavar="DIR",
         help="run directories (job.dump_folder), whose checkpoint is exported first")  # fmt: skip
-    add("--model", nargs="+", action=_Append, dest="subjects", default=[], metavar="FOLDER",
+    add("--model", **subjects, default=[], metavar="FOLDER",
         help="Hugging Face folders of causal models, with their tokenizers")  # fmt: skip
     add("--step", default="latest", metavar="N",
         help='of every run: "latest" (the default) or a number')  # fmt: skip
-    add("--suite", required=True, metavar="paper|mteb|FILE",
+    add("--suite", type=path_text, required=True, metavar="paper|mteb|FILE",
         help="the paper's benchmarks, its 25 tasks of MTEB, or a file of your own")  # fmt: skip
-    add("--output", metavar="DIR",
+    add("--output", type=path, metavar="DIR",
         help=f"folder for results and table (default: {_OUTPUT}/<suite>)")  # fmt: skip
     add("--batch-size", type=int, default=8, metavar="N",
         help="sequences at once (default: %(default)s)")  # fmt: skip
@@ -91,7 +81,7 @@ def parse_request(arguments: Sequence[str]) -> EvaluateRequest:
     return EvaluateRequest(
         subjects=given.subjects,
         suite=given.suite,
-        output=_expand("--output", given.output or f"{_OUTPUT}/{Path(given.suite).stem}"),
+        output=given.output or Path(_OUTPUT, Path(given.suite).stem),
         step=None if given.step == "latest" else int(given.step),
         batch_size=given.batch_size,
         device=given.device,
@@ -109,16 +99,5 @@ class _Append(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         assert option_string is not None
-        added = [
-            Subject(folder=_expand(option_string, path), is_run=option_string == "--run")
-            for path in values
-        ]
+        added = [Subject(folder=value, is_run=option_string == "--run") for value in values]
         namespace.subjects = [*namespace.subjects, *added]
-
-
-def _expand(name: str, path: str) -> Path:
-    """A shell leaves `--output=~/x` as it is."""
-    try:
-        return Path(expand_path(path))
-    except ValueError as error:
-        raise ValueError(f"{name} ({path}) {error}") from None

@@ -5,7 +5,7 @@ English only and the test split, as mteb's own benchmark "MTEB(eng, v1)".
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -186,12 +186,25 @@ def _check_columns(mteb_task: AbsTask) -> None:
         for split in splits:
             if split not in tables:
                 raise ValueError(f"it has no split {split}")
+            _check_rows(tables[split], split)
             for column in columns:
                 if column not in tables[split].column_names:
                     raise ValueError(f"{split} has no column {column}")
 
 
+def _check_rows(table: Any, split: str) -> None:
+    """Of retrieval a split is several tables, by name."""
+    if isinstance(table, Mapping):
+        for name in ("corpus", "queries"):
+            if name in table:
+                _check_rows(table[name], f"{split}, {name},")
+    elif len(table) == 0:
+        raise ValueError(f"{split} has no rows")
+
+
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, StopIteration):  # all that `datasets` says of a file without rows
+        return "a table of it has no rows"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")
 

@@ -30,7 +30,7 @@ class LanguageHarness:
         self._suite = suite
         self._device = device
         self._batch_size = batch_size
-        self._manager = TaskManager(include_path=[*map(str, suite.task_folders)])
+        self._manager = CheckedTaskManager(include_path=[*map(str, suite.task_folders)])
 
     def check(self) -> None:
         """Raise ValueError for a task that lm-eval has not."""
@@ -54,6 +54,30 @@ class LanguageHarness:
         """Raises what transformers raises for a folder that is no model."""
         lm = HFLM(pretrained=str(folder), device=self._device, batch_size=self._batch_size)
         return LanguageEvaluator(lm, self._manager)
+
+
+class CheckedTaskManager(TaskManager):
+    """lm-eval's, which says of a task without documents that it has none."""
+
+    def load(self, task_list: Any) -> Any:
+        """Raises ValueError for a task, or a task of a group, without documents to score."""
+        try:
+            loaded = super().load(task_list)
+            empty = [name for name, task in loaded["tasks"].items() if not len(task.eval_docs)]
+        except Exception as error:  # lm-eval takes the first document, and its library reads it
+            if not isinstance(error, StopIteration) and not any(s in str(error) for s in _NO_DATA):
+                raise
+            empty = [str(name) for name in task_list]
+        if empty:
+            raise ValueError(
+                f"{', '.join(empty)} has no documents to score. Correct the data set, or leave the "
+                "task out."
+            )
+        return loaded
+
+
+_NO_DATA = ("out of bounds for size 0", "corresponds to no data")
+"""What `datasets` says of a table without rows."""
 
 
 class LanguageEvaluator:

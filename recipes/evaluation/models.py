@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.export.run import prepare_export  # first: torchtitan resolves its device once
+from recipes.export.run import (  # first: torchtitan resolves its device once
+    identify_export,
+    prepare_export,
+)
 
 # isort: split
 
 from recipes.evaluation.request import Subject
-from recipes.evaluation.results import digest_folder
+from recipes.evaluation.results import digest_folder, digest_json, name_file
 from recipes.export.checkpoint import find_checkpoint
 from recipes.export.request import ExportRequest, load_run_settings
 
@@ -27,7 +30,7 @@ class Model:
     """The Hugging Face folder, or the folder of the checkpoint."""
 
     digest: str
-    """Of the source's files."""
+    """Of what is evaluated: the source's files, or what a run's export is made from."""
 
     step: int | None = None
     """Of a run."""
@@ -36,8 +39,9 @@ class Model:
 
     @property
     def key(self) -> str:
-        """The name of its folder of results."""
-        return f"{self.label}-{self.digest}".replace(os.sep, "_")
+        """The name of its folder of results: the same whatever other models are evaluated."""
+        folder = (self.run or self.source).resolve().name
+        return name_file(folder if self.step is None else f"{folder} {self.step}", self.digest)
 
     @contextmanager
     def open(self, scratch: Path) -> Iterator[Path]:
@@ -49,9 +53,7 @@ class Model:
             yield self.source
             return
         with tempfile.TemporaryDirectory(dir=scratch, prefix="export-") as folder:
-            request = ExportRequest(
-                run=self.run, output=Path(folder, "model"), step=self.step, verify="keys"
-            )
+            request = _request_export(self.run, self.step, Path(folder, "model"))
             prepare_export(request, load_run_settings(self.run))()
             yield request.output
 
@@ -66,16 +68,21 @@ def find_models(subjects: Sequence[Subject], step: int | None) -> list[Model]:
             continue
         settings = load_run_settings(subject.folder)
         checkpoint = find_checkpoint(subject.folder / settings.values["checkpoint"]["folder"], step)
+        request = _request_export(subject.folder, checkpoint.step, Path())
         models.append(
             Model(
                 label=f"{label}/step-{checkpoint.step}",
                 source=checkpoint.folder,
-                digest=digest_folder(checkpoint.folder),
+                digest=digest_json(identify_export(request, settings)),
                 step=checkpoint.step,
                 run=subject.folder,
             )
         )
     return models
+
+
+def _request_export(run: Path, step: int | None, output: Path) -> ExportRequest:
+    return ExportRequest(run=run, output=output, step=step, verify="keys")
 
 
 def _label(subjects: Sequence[Subject]) -> list[str]:

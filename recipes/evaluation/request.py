@@ -13,6 +13,10 @@ _PACKAGES = {
     LANGUAGE: ("lm_eval", "accelerate", "transformers"),
     EMBEDDING: ("mteb", "transformers"),
 }
+_TOKENIZERS = (
+    "tokenizer.json", "tokenizer.model", "*.spm", "spiece.model", "vocab.*", "*.tiktoken",
+)  # fmt: skip
+"""Files of which transformers needs one."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -82,3 +86,8 @@ def _check_model(folder: Path) -> None:
         )
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"--model ({folder}) has no weights (*.safetensors).")
+    if not any(any(folder.glob(name)) for name in _TOKENIZERS):
+        raise ValueError(
+            f"--model ({folder}) has no tokenizer ({', '.join(_TOKENIZERS)}). Download it with the "
+            "model, or copy it there."
+        )

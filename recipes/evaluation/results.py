@@ -3,12 +3,16 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from recipes.evaluation.suite import Task
+
+_MAX_READABLE = 60
+"""Letters of a title in a file's name, which may have 255 bytes."""
 
 _MAX_READ_BYTES = 2**25
 """Of a file that is known by its content: tokenizers are smaller."""
@@ -108,7 +112,14 @@ class Store:
         unfinished.replace(path)
 
     def _path(self, model: str, task: Task, question: Mapping[str, Any]) -> Path:
-        return self._folder / model / f"{task.name}-{digest_json(question)}.json"
+        return self._folder / model / f"{name_file(task.name, question)}.json"
+
+
+def name_file(title: str, identity: Any) -> str:
+    """A name without ending that no other pair of title and `identity` (as JSON) has: not where
+    signs that files cannot have are replaced, nor where the case of letters does not count."""
+    readable = re.sub(r"[^a-z0-9.]+", "_", title.lower())[:_MAX_READABLE].strip("._")
+    return f"{readable}-{digest_json([title, identity])}"
 
 
 def digest_folder(folder: Path) -> str:
@@ -126,8 +137,8 @@ def _identify(file: Path) -> Any:
 
 
 def digest_json(value: Any) -> str:
-    """Eight hexadecimal digits."""
-    return digest_text(json.dumps(value, sort_keys=True))[:8]
+    """Twelve hexadecimal digits."""
+    return digest_text(json.dumps(value, sort_keys=True))[:12]
 
 
 def digest_text(text: str) -> str:

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
+from recipes.characters import escape
 from recipes.evaluation.models import Model
 from recipes.evaluation.request import EvaluateRequest
-from recipes.evaluation.results import Evaluator, Harness, Score, Store
+from recipes.evaluation.results import Evaluator, Harness, Score, Store, name_file
 from recipes.evaluation.suite import EMBEDDING, LANGUAGE, Suite, Task
 
 _LIBRARIES = {
     LANGUAGE: ("lm_eval", "transformers", "torch"),
-    EMBEDDING: ("mteb", "transformers", "torch"),
+    EMBEDDING: ("mteb", "nitp-torchtitan", "transformers", "torch"),  # the vectors are ours
 }
 
 RESULTS, FAILED = "results", "failed"
@@ -69,9 +70,9 @@ class Runner:
                 try:
                     self._run_rest(model, found)
                 except Exception as error:  # its export, or whatever its files hold
-                    self._note_failure(model.label, model.key, error)
+                    self._note_failure(model, None, error)
                 else:
-                    self._log(model.key).unlink(missing_ok=True)
+                    self._log(model, None).unlink(missing_ok=True)
         return scores
 
     def _load(self, model: Model) -> dict[str, Score]:
@@ -80,6 +81,7 @@ class Runner:
             score = self._store.load(model.key, task, self._question(task))
             if score is not None:
                 scores[task.title] = score
+                self._log(model, task).unlink(missing_ok=True)
         return scores
 
     def _run_rest(self, model: Model, found: dict[str, Score]) -> None:
@@ -94,7 +96,7 @@ class Runner:
                 score = self._evaluate(evaluator, task, model)
                 if score is not None:
                     self._store.save(model.key, task, self._question(task), score)
-                    self._log(f"{model.key}-{task.name}").unlink(missing_ok=True)
+                    self._log(model, task).unlink(missing_ok=True)
                     found[task.title] = score
                     took_s = time.monotonic() - began
                     print(f"{head}: {100 * score.value:.2f}, {took_s:.0f} s", flush=True)
@@ -104,19 +106,23 @@ class Runner:
         try:
             return evaluator.evaluate(task)
         except Exception as error:
-            self._note_failure(f"{model.label}, {task.title}", f"{model.key}-{task.name}", error)
+            self._note_failure(model, task, error)
             return None
 
-    def _note_failure(self, what: str, name: str, error: Exception) -> None:
-        log = self._log(name)
+    def _note_failure(self, model: Model, task: Task | None, error: Exception) -> None:
+        log = self._log(model, task)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        self.failures.append(f"{what}: {_describe(error)} Everything it said: {log}")
+        what = model.label if task is None else f"{model.label}, {task.title}"
+        self.failures.append(escape(f"{what}: {_describe(error)} Everything it said: {log}"))
         print(f"failed: {self.failures[-1]}", flush=True)
 
-    def _log(self, name: str) -> Path:
-        """Of a failure; it goes when the same succeeds."""
-        return self._output / FAILED / f"{name}.log"
+    def _log(self, model: Model, task: Task | None) -> Path:
+        """Of a failure of the task, or of the model alone; it goes when the same succeeds. Tasks of
+        a suite differ in their titles: one name may be asked in several ways."""
+        name = model.label if task is None else f"{model.label} {task.title}"
+        identity = [model.key, model.label, None if task is None else task.title]
+        return self._output / FAILED / f"{name_file(name, identity)}.log"
 
     def _question(self, task: Task) -> Mapping[str, Any]:
         """What a score depends on, but for the model, the hub's data, and the rounding of the

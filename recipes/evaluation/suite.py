@@ -7,7 +7,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import tomli
+from recipes.characters import find_fault
+from recipes.config.toml_file import read_toml
+from recipes.config.values import show_value, walk
 
 FOLDER = Path(__file__).parent / "suites"
 
@@ -80,7 +82,7 @@ def find_suite(name: str) -> Path:
     own = FOLDER / f"{name}.toml"
     if own.is_file():
         return own
-    path = Path(name).expanduser()
+    path = Path(name)
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
         raise ValueError(f"--suite ({name}) must be one of {names}, or a TOML file.")
@@ -90,10 +92,10 @@ def find_suite(name: str) -> Path:
 def load_suite(name: str) -> Suite:
     """Raises ValueError, one line, for what is no suite."""
     path = find_suite(name)
-    try:
-        content = tomli.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError and TOMLDecodeError are
-        raise ValueError(f"{path}: {error}") from None
+    content = read_toml(path)
+    for text in walk(content):
+        if isinstance(text, str) and (fault := find_fault(text)):
+            raise ValueError(f"{path}: {show_value(text)} {fault}. Remove it.")
     tables = content.pop("tasks", None)
     if not isinstance(tables, list) or not tables:
         raise ValueError(f"{path} must have at least one [[tasks]] table.")
@@ -138,6 +140,8 @@ def _read_task(where: str, table: Any, harness: str) -> Task:
         if not isinstance(value, int if key == "num_fewshot" else str) or isinstance(value, bool):
             kind = "a whole number" if key == "num_fewshot" else "a string"
             raise ValueError(f"{where}: {key} ({value}) must be {kind}.")
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"{where}: {key} must not be empty. Leave it out, or give it.")
     for other, keys in _ONLY_OF.items():
         if other != harness and (wrong := sorted(set(keys) & set(table))):
             raise ValueError(f"{where}: {wrong[0]} has no effect with {harness}. Leave it out.")

@@ -15,7 +15,7 @@ from recipes.evaluation.compare import (
 )
 from recipes.evaluation.results import Score
 from recipes.evaluation.suite import EMBEDDING, Suite, Task
-from recipes.markdown import align_table
+from recipes.markdown import align_table, escape
 
 FILES = ("evaluation.md", "evaluation.json")
 
@@ -50,11 +50,12 @@ class Table:
     """Titles of tasks that some model has no score of, which are in no mean."""
 
     def to_markdown(self) -> str:
-        others = [f"{label} - {self.labels[0]} [95 %]" for label in self.labels[1:]]
-        header = ["benchmark", "shots", "metric", "documents", *self.labels, *others]
+        labels = [escape(label) for label in self.labels]
+        others = [f"{label} - {labels[0]} [95 %]" for label in labels[1:]]
+        header = ["benchmark", "shots", "metric", "documents", *labels, *others]
         lines = align_table(header, [self._format(row) for row in self.rows])
-        notes = [f"* {note}" for note in self._notes()]
-        return "\n".join([f"# {self.suite.title}", "", *lines, "", *notes, ""])
+        notes = [f"* {escape(note)}" for note in self._notes()]
+        return "\n".join([f"# {escape(self.suite.title)}", "", *lines, "", *notes, ""])
 
     def to_json(self) -> dict[str, Any]:
         """Scores as the harness gives them, not in percent."""
@@ -81,7 +82,7 @@ class Table:
         documents = "" if row.num_documents is None else f"{row.num_documents:,}"
         scores = ["-" if score is None else f"{100 * score:.2f}" for score in row.scores]
         differences = ["-" if d is None else _show_difference(d) for d in row.differences]
-        title = f"**{row.title}**" if row.is_mean else row.title
+        title = f"**{escape(row.title)}**" if row.is_mean else escape(row.title)
         return [title, shots, row.metric, documents, *scores, *differences]
 
     def _notes(self) -> list[str]:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from recipes.command import ArgumentParser, report_error
+from recipes.command import ArgumentParser, folder, path, report_error
 from recipes.config.options import ExportDtype, ExportVerify
-from recipes.config.paths import expand_path
 from recipes.export.request import ExportRequest
 
 
@@ -29,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         return report_error(error, 1)
     try:
-        print(export())
+        print(export() or f"exported already: {request.output}")
     except (ValueError, OSError) as error:
         return report_error(error, 1)
     return 0
@@ -40,8 +39,9 @@ def parse_request(arguments: Sequence[str]) -> ExportRequest:
     default = ExportRequest(run=Path(), output=Path())
     parser = ArgumentParser(prog="export.py", description=__doc__.partition(":")[0])
     add = parser.add_argument
-    add("--run", required=True, help="run directory (job.dump_folder)")
-    add("--output", required=True, help="folder to write; must not exist")
+    add("--run", type=folder, required=True, help="run directory (job.dump_folder)")
+    add("--output", type=path, required=True,
+        help="folder to write; must not exist, unless it is this very export")  # fmt: skip
     add("--step", default="latest", help='"latest" (the default) or a number')
     add("--dtype", choices=get_args(ExportDtype), default=default.dtype, help="of the weights")
     add("--verify", choices=get_args(ExportVerify), default=default.verify,
@@ -51,17 +51,9 @@ def parse_request(arguments: Sequence[str]) -> ExportRequest:
     if given.step != "latest" and not given.step.isdecimal():
         raise ValueError(f'--step ({given.step}) must be "latest" or a number.')
     return ExportRequest(
-        run=_expand("--run", given.run),
-        output=_expand("--output", given.output),
+        run=given.run,
+        output=given.output,
         step=None if given.step == "latest" else int(given.step),
         dtype=given.dtype,
         verify=given.verify,
     )
-
-
-def _expand(name: str, path: str) -> Path:
-    """A shell leaves `--output=~/x` as it is."""
-    try:
-        return Path(expand_path(path))
-    except ValueError as error:
-        raise ValueError(f"{name} ({path}) {error}") from None

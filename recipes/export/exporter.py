@@ -1,6 +1,6 @@
 """The steps of an export, in order: plan, write, verify, describe, rename."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from torchtitan.protocols.model_spec import ModelSpec
 from recipes.data.encoder import Encoder
 from recipes.export.card import Provenance, format_card
 from recipes.export.checkpoint import Checkpoint, Dropped
+from recipes.export.record import write_record
 from recipes.export.tokenizer import write_tokenizer
 from recipes.export.verify import check_files
 from recipes.export.writer import MAX_SHARD_BYTES, staged_folder, write_json, write_weights
-from recipes.models.hf.config import build_generation_config
 from recipes.models.hf.mapping import Entry, model_shapes, plan_entries
 
 Compare = Callable[[Path, list[Entry]], str]
@@ -81,15 +81,18 @@ def export_checkpoint(
     spec: ModelSpec,
     dtype: torch.dtype,
     config: dict[str, Any],
+    generation_config: dict[str, Any],
     tokenizer: Encoder,
     provenance: Provenance,
+    source: Mapping[str, Any],
     output: Path,
     check: bool = True,
     compare: Compare | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Report:
     """Write `output`: weights, config.json, tokenizer, model card. It appears complete or not at
-    all. `config` is the content of config.json; `tokenizer` is what encoded the training data.
+    all. `config` is the content of config.json, `generation_config` that of its namesake;
+    `tokenizer` is what encoded the training data; `source` says what the export is made from.
     `check`: whether to read the files back; `compare` is a further check, of what they compute.
 
     Raises ValueError for a checkpoint that does not fit `spec`, an existing `output`, or a failed
@@ -99,13 +102,14 @@ def export_checkpoint(
         entries, load = plan_export(checkpoint, spec, dtype)
         write_weights(folder, entries, load, max_shard_bytes)
         write_json(folder / "config.json", config)
-        write_json(folder / "generation_config.json", build_generation_config(config))
+        write_json(folder / "generation_config.json", generation_config)
         write_tokenizer(folder, tokenizer)
         lines = [check_files(folder, entries, max_shard_bytes)] if check else []
         lines += [compare(folder, entries)] if compare else []
         num_params = sum(entry.num_params for entry in entries)
         card = format_card(provenance, config, num_params=num_params, verification=lines)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        write_record(folder, source)
     return Report(
         checkpoint=checkpoint.folder,
         output=output,

@@ -9,6 +9,7 @@ from recipes.config.rules import check_settings, check_verify
 from recipes.config.settings import Settings, resolve_settings
 from recipes.data.inputs import check_recorded_tokenizer
 from recipes.data.tokenizer import check_tokenizer
+from recipes.export.record import read_source
 from recipes.run.folder import check_is_writable
 
 
@@ -20,7 +21,7 @@ class ExportRequest:
     """A run directory: config.toml and the checkpoint folder."""
 
     output: Path
-    """The folder to write; must not exist."""
+    """The folder to write; must not exist, unless it is this very export."""
 
     step: int | None = None
     """None is the latest complete checkpoint."""
@@ -30,8 +31,11 @@ class ExportRequest:
 
     def load_settings(self) -> Settings:
         """The run's own settings. Raises ValueError for what can be refused without torch."""
-        if os.path.lexists(self.output):
-            raise ValueError(f"--output ({self.output}) exists. Remove it, or name another.")
+        if os.path.lexists(self.output) and read_source(self.output) is None:
+            raise ValueError(
+                f"--output ({self.output}) exists and is no complete export. Remove it, or name "
+                "another."
+            )
         check_is_writable(str(self.output.parent), "--output")
         settings = load_run_settings(self.run)
         check_verify(self.verify)

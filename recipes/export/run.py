@@ -1,14 +1,11 @@
 """From a run's settings to its export."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 from recipes.platform.cpu import build_float32_config  # first: torchtitan resolves its device once
 
@@ -17,10 +14,10 @@ from recipes.platform.cpu import build_float32_config  # first: torchtitan resol
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.models.common.decoder import Decoder
-from torchtitan.models.qwen3 import Qwen3Model
 from torchtitan.protocols.model_spec import ModelSpec
 
 from recipes.build import build_model
+from recipes.config.parts import build_nitp
 from recipes.config.settings import Settings
 from recipes.data.config import EMBEDDED_TOKENIZER
 from recipes.data.corpus import find_corpus_files
@@ -29,12 +26,16 @@ from recipes.data.inputs import check_recorded_tokenizer
 from recipes.data.tokenizer import resolve_tokenizer_path
 from recipes.export.card import Provenance
 from recipes.export.checkpoint import Checkpoint, find_checkpoint
+from recipes.export.config import build_hf_config, find_generation_config
 from recipes.export.exporter import Report, export_checkpoint
+from recipes.export.record import check_same, digest_files, digest_json
 from recipes.export.reference import Reference
 from recipes.export.request import ExportRequest
+from recipes.export.tokenizer import digest_tokenizer
 from recipes.export.verify import MAX_LOGIT_DIFFERENCE, check_tokenizer, compare_logits
-from recipes.models.hf.config import build_config
+from recipes.models.hf.config import build_generation_config
 from recipes.models.hf.mapping import Entry, model_shapes
+from recipes.run.origin import Origin, load_origin
 
 _ROWS, _ROW_LENGTH, _MIN_BYTES = 4, 256, 4096
 """What logits are compared on: the first tokens of documents of the embedded corpus."""
@@ -47,93 +48,87 @@ _MEMORY_FACTOR = 2.5
 which transformers stacks while it loads: 2.1 to 2.3."""
 
 
-def prepare_export(request: ExportRequest, settings: Settings) -> Callable[[], Report]:
-    """Everything short of writing. Raises ValueError for a user's mistake, OSError for a
-    checkpoint that cannot be read."""
+class _Parts(NamedTuple):
+    """What an export is made from."""
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    encoder: Encoder
+    origin: Origin | None
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+    source: dict[str, Any]
+    """All of it, and how, by content: equal if and only if the exports are."""
+
+
+def _read_parts(request: ExportRequest, settings: Settings) -> _Parts:
     check_recorded_tokenizer(request.run, settings.values["tokenizer"]["path"])
-    folder = request.run / settings.values["checkpoint"]["folder"]
-    checkpoint = find_checkpoint(folder, request.step)
-    spec = build_model(settings)
-    dtype = TORCH_DTYPE_MAP[request.dtype]
-    encoder = _load_encoder(settings)
+    checkpoint = find_checkpoint(
+        request.run / settings.values["checkpoint"]["folder"], request.step
+    )
+    spec, encoder, origin = build_model(settings), load_encoder(settings), load_origin(request.run)
+    config = build_hf_config(settings, spec, encoder, TORCH_DTYPE_MAP[request.dtype], origin)
+    generation_config = build_generation_config(config, find_generation_config(settings, origin))
+    source = {
+        "step": checkpoint.step,
+        # DCP gives each save an id of its own.
+        "checkpoint": digest_files([checkpoint.folder / ".metadata"]),
+        "dtype": request.dtype,
+        "verify": request.verify,
+        "config.json": digest_json(config | {"torch_dtype": None}),  # said above
+        "generation_config.json": digest_json(generation_config),
+        "tokenizer": digest_tokenizer(encoder),
+    }
+    return _Parts(checkpoint, spec, encoder, origin, config, generation_config, source)
+
+
+def identify_export(request: ExportRequest, settings: Settings) -> dict[str, Any]:
+    """What the export would be made from and how: another for any other. Raises ValueError and
+    OSError as `prepare_export`."""
+    return _read_parts(request, settings).source
+
+
+def prepare_export(
+    request: ExportRequest, settings: Settings, option: str = "--output"
+) -> Callable[[], Report | None]:
+    """Everything short of writing; None instead of a report if the output is this very export.
+
+    option: what the user named the output by, for messages. Raises ValueError for a user's mistake,
+    OSError for a checkpoint that cannot be read.
+    """
+    parts = _read_parts(request, settings)
+    checkpoint, spec, encoder = parts.checkpoint, parts.spec, parts.encoder
+    if os.path.lexists(request.output):
+        check_same(request.output, parts.source, option)
+        return lambda: None
     compare = None
     if request.verify == "logits":
-        compare = partial(_compare, checkpoint, spec, settings, encoder, _choose_depth(spec))
+        compare = partial(_compare, checkpoint, spec, settings, encoder, choose_depth(spec))
     return partial(
         export_checkpoint,
         checkpoint=checkpoint,
         spec=spec,
-        dtype=dtype,
-        config=build_hf_config(settings, spec, encoder, dtype),
+        dtype=TORCH_DTYPE_MAP[request.dtype],
+        config=parts.config,
+        generation_config=parts.generation_config,
         tokenizer=encoder,
-        provenance=_describe(request, settings, checkpoint),
+        provenance=_describe(request, settings, checkpoint, parts.origin),
+        source=parts.source,
         output=request.output,
         check=request.verify != "none",
         compare=compare,
     )
 
 
-def check_model(settings: Settings) -> None:
-    """Raise ValueError unless the model that `settings` trains can be exported by them here."""
-    options, spec = settings.values["export"], build_model(settings)
-    build_hf_config(settings, spec, _load_encoder(settings), TORCH_DTYPE_MAP[options["dtype"]])
-    if options["verify"] == "logits":
-        _choose_depth(spec)
-
-
-def export_final(settings: Settings) -> Report | None:
-    """Export the latest checkpoint of the run as its `[export]` table says; None if it was before.
-
-    Raises ValueError and OSError as `export_checkpoint`.
-    """
-    options, run = settings.values["export"], Path(settings.values["job"]["dump_folder"])
-    step = find_checkpoint(run / settings.values["checkpoint"]["folder"], None).step
-    output = run / options["folder"] / f"step-{step}"
-    if output.is_dir():
-        return None
-    request = ExportRequest(
-        run=run, output=output, step=step, dtype=options["dtype"], verify=options["verify"]
-    )
-    return prepare_export(request, settings)()
-
-
-def build_hf_config(
-    settings: Settings, spec: ModelSpec, encoder: Encoder, dtype: torch.dtype
-) -> dict[str, Any]:
-    """The content of config.json. Raises ValueError for a model without a stock architecture.
-
-    TorchTitan's own models bring theirs in the folder of `tokenizer.path`, as the assets that
-    TorchTitan downloads for them do.
-    """
-    path = encoder.folder
-    facts = {
-        "max_position_embeddings": settings.values["training"]["seq_len"],
-        "bos_token_id": encoder.bos_id,
-        "eos_token_id": encoder.eos_id,
-    }
-    if settings.values["model"]["name"] == "nitp":
-        assert isinstance(spec.model, Qwen3Model.Config)
-        return build_config(spec.model, dtype=dtype, **facts)
-    if not (path / "config.json").is_file():
-        raise ValueError(
-            f"tokenizer.path ({path}) has no config.json. TorchTitan's {spec.name} exports with "
-            "the config.json of its Hugging Face assets: put it beside the tokenizer."
-        )
-    config = facts | json.loads((path / "config.json").read_bytes())
-    if not config.get("architectures"):
-        raise ValueError(f"{path / 'config.json'} names no architecture (architectures).")
-    # The weights are written as they are trained, not as the assets' were stored.
-    config.pop("quantization_config", None)
-    return config | {"torch_dtype": str(dtype).removeprefix("torch.")}
-
-
-def _load_encoder(settings: Settings) -> Encoder:
+def load_encoder(settings: Settings) -> Encoder:
     """What encodes the training data. Raises ValueError for a tokenizer that cannot be used."""
     path = resolve_tokenizer_path(settings.values["tokenizer"]["path"])
     return Encoder(HuggingFaceTokenizer(tokenizer_path=path), settings.values["data"]["bos"])
 
 
-def _describe(request: ExportRequest, settings: Settings, checkpoint: Checkpoint) -> Provenance:
+def _describe(
+    request: ExportRequest, settings: Settings, checkpoint: Checkpoint, origin: Origin | None
+) -> Provenance:
     values = settings.values
     num_tokens = None
     if "dataloader.rows" in checkpoint:  # not in a checkpoint of the model alone
@@ -142,13 +137,14 @@ def _describe(request: ExportRequest, settings: Settings, checkpoint: Checkpoint
         model=f"{values['model']['name']} {values['model']['flavor']}",
         step=checkpoint.step,
         num_tokens=num_tokens,
-        nitp=values["nitp"],
+        nitp=build_nitp(settings),
+        origin=origin,
         config_sha256=hashlib.sha256((request.run / "config.toml").read_bytes()).hexdigest(),
         has_embedded_tokenizer=values["tokenizer"]["path"] == EMBEDDED_TOKENIZER,
     )
 
 
-def _choose_depth(spec: ModelSpec) -> int:
+def choose_depth(spec: ModelSpec) -> int:
     """How many layers to compare: all, or of a large model up to the first of each kind.
 
     Raises ValueError if this machine has not the memory for it.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data.encoder import Encoder
+from recipes.export.record import digest_files, digest_json
 from recipes.export.writer import write_json
 
 TOKENIZER_FILES = (
@@ -56,6 +57,13 @@ def write_tokenizer(folder: Path, encoder: Encoder) -> None:
     }
     # By default transformers 4 adds token_type_ids, which generate() of a decoder refuses.
     write_json(path, {"model_input_names": ["input_ids", "attention_mask"]} | config)
+
+
+def digest_tokenizer(encoder: Encoder) -> str:
+    """SHA-256 of what `write_tokenizer` writes from."""
+    files = [encoder.folder / name for name in TOKENIZER_FILES]
+    content = digest_files(path for path in files if path.is_file())
+    return digest_json([content, encoder.adds_bos, encoder.bos_id])
 
 
 def _adds_only_bos(folder: Path, encoder: Encoder) -> bool:

@@ -160,7 +160,11 @@ def _run_stock_model(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(tokens_L, logits_TV of the last T of them): all of each row; the tokens that the first half
     of the first row makes it generate."""
+    from transformers import GenerationConfig
+
     model = load_stock_model(folder, depth)
+    # Greedy, whatever generation_config.json says of penalties and beams.
+    model.generation_config = GenerationConfig()
     for row in rows:
         tokens_BL = torch.tensor([row])
         yield tokens_BL[0], model(tokens_BL).logits[0]

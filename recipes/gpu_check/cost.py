@@ -100,29 +100,29 @@ def plan(device: Device, num_devices: int) -> Iterator[Planned]:
             yield Planned(case, arm, mode, number)
 
 
-def measure_cost(device: Device, num_devices: int, deadline_s: float) -> Section:
+def measure_cost(section: Section, device: Device, num_devices: int, deadline_s: float) -> None:
     """As many rounds as there is time for."""
-    section = Section("What NITP costs")
     planned = list(plan(device, num_devices))
     cases = [entry.case for entry in planned]
-    timings = []
-    runs = run_cases(cases, device=device, deadline_s=deadline_s)
-    for (case, arm, mode, number), (_, outcome) in zip(planned, runs, strict=True):
-        if isinstance(outcome, Result):
-            (figures,) = outcome.probes
-            metrics = outcome.metrics[0]
-            loss = metrics.get("loss_metrics/ntp_loss", metrics["loss_metrics/global_avg_loss"])
-            timings.append(Timing(arm.name, mode, number, figures, loss))
-        elif outcome.is_out_of_time:
-            section.not_run.append(f"{arm.name}, {mode}, round {number + 1}: the time was up")
-        else:
-            section.problems.append(f"{arm.name}, {mode}, round {number + 1}: {outcome}")
-            section.logs[f"cost-{case.name}"] = outcome.log
     overrides = " ".join(cases[0].overrides)
     section.commands = [f"recipes.gpu_check.cost, each arm: train_configs/debug.toml {overrides}"]
-    section.problems += find_disagreement(timings)
-    section.text, section.figures = summarise(timings)
-    return section
+    timings: list[Timing] = []
+    runs = run_cases(cases, device=device, deadline_s=deadline_s)
+    try:
+        for (case, arm, mode, number), (_, outcome) in zip(planned, runs, strict=True):
+            if isinstance(outcome, Result):
+                (figures,) = outcome.probes
+                metrics = outcome.metrics[0]
+                loss = metrics.get("loss_metrics/ntp_loss", metrics["loss_metrics/global_avg_loss"])
+                timings.append(Timing(arm.name, mode, number, figures, loss))
+            elif outcome.is_out_of_time:
+                section.not_run.append(f"{arm.name}, {mode}, round {number + 1}: the time was up")
+            else:
+                section.problems.append(f"{arm.name}, {mode}, round {number + 1}: {outcome}")
+                section.logs[f"cost-{case.name}"] = outcome.log
+    finally:
+        section.problems += find_disagreement(timings)
+        section.text, section.figures = summarise(timings)
 
 
 def find_disagreement(timings: Sequence[Timing]) -> list[str]:

@@ -1,6 +1,7 @@
 """The report: device, versions, what was run, tables and what failed; Markdown and JSON."""
 
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -55,8 +56,19 @@ def write_report(
     for section in content["sections"]:
         del section["logs"], section["text"]
     (folder / "report.json").write_text(
-        json.dumps(content, indent=1, allow_nan=False), encoding="utf-8"
+        json.dumps(_as_json(content), indent=1, allow_nan=False), encoding="utf-8"
     )
+
+
+def _as_json(value: Any) -> Any:
+    """JSON has no number that is not finite: such a one is a string, "nan", "inf" or "-inf"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _as_json(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(inner) for inner in value]
+    return value
 
 
 def format_report(
@@ -96,7 +108,7 @@ def _version(name: str) -> str:
 def _run(command: list[str]) -> str:
     """The command's output; why there is none, where it is missing or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except OSError as error:
-        return f"unknown ({error.strerror})"
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"unknown ({error})"
     return done.stdout.strip() or f"unknown ({done.stderr.strip() or done.returncode})"

@@ -1,5 +1,7 @@
 """A part of the report. Free of torch."""
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,29 @@ class Section:
     def has_passed(self) -> bool:
         """Whether something ran and nothing failed."""
         return bool(self.figures) and not self.problems
+
+
+def find_nonfinite(section: Section) -> list[str]:
+    """Figures that are no finite number, as problems, but for those of what has a problem
+    already."""
+    return [
+        f"{path} is {value}"
+        for path, value in _list_numbers(section.figures, "")
+        if not math.isfinite(value)
+        and not any(path.startswith(problem.split(":")[0]) for problem in section.problems)
+    ]
+
+
+def _list_numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
+    """("outer: inner", number)"""
+    if isinstance(value, float):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _list_numbers(inner, f"{path}: {name}" if path else str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _list_numbers(inner, path)
 
 
 def write_logs(section: Section, folder: Path) -> None:

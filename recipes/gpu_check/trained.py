@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recipes.gpu_check.section import Section, format_table
@@ -34,12 +34,15 @@ RECORDED = "Recorded CUDA graph"
 
 
 def check_recipes(
-    device: Device, num_devices: int, folder: Path, limit_s: float
-) -> tuple[Section, dict[str, Path]]:
-    """The section, and the run directory of each recipe that trained to its end."""
-    section = Section("The debug recipes, as users start them")
-    trained: dict[str, Path] = {}
-    rows = []
+    section: Section,
+    trained: dict[str, Path],
+    device: Device,
+    num_devices: int,
+    folder: Path,
+    limit_s: float,
+) -> None:
+    """Fills the section, and `trained`: the run directory of each recipe that learnt."""
+    rows: list[list[str]] = []
     started = time.monotonic()
     for model, config in CONFIGS.items():
         run = folder / model
@@ -58,21 +61,26 @@ def check_recipes(
         if not code:
             curves = read_curves(run)
             problems = find_problems(curves, output, graphs=device == "cuda" and model == "dense")
-            figures = {name: read(curves[tag]) for name, (tag, read) in COLUMNS.items()}
+            figures = {
+                name: read(curves[tag]) for name, (tag, read) in COLUMNS.items() if tag in curves
+            }
             section.figures[model] = {**figures, "wall (s)": wall_s}
-            rows.append([model, *(f"{value:.4g}" for value in section.figures[model].values())])
+            shown = [section.figures[model].get(name) for name in (*COLUMNS, "wall (s)")]
+            rows.append([model, *("-" if value is None else f"{value:.4g}" for value in shown)])
+            section.text = format_table(["recipe", *COLUMNS, "wall (s)"], rows)
         if problems:
             section.problems += [f"{model}: {problem}" for problem in problems]
             section.logs[f"recipe-{model}"] = output
         else:
             trained[model] = run
-    if rows:
-        section.text = format_table(["recipe", *COLUMNS, "wall (s)"], rows)
-    return section, trained
 
 
 def find_problems(curves: dict[str, Curve], output: str, *, graphs: bool) -> list[str]:
     """What is wrong with a run that ended well."""
+    wanted = (NTP, NITP, "grad_norm", *(tag for tag, _ in COLUMNS.values()))
+    missing = [tag for tag in dict.fromkeys(wanted) if not curves.get(tag)]
+    if missing:
+        return [f"not logged: {', '.join(missing)}"]
     problems = []
     for tag in (NTP, NITP, "grad_norm"):
         if not all(map(math.isfinite, curves[tag].values())):
@@ -87,24 +95,24 @@ def find_problems(curves: dict[str, Curve], output: str, *, graphs: bool) -> lis
     return problems
 
 
-def check_exports(runs: dict[str, Path], device: Device, folder: Path, limit_s: float) -> Section:
+def check_exports(
+    section: Section, runs: Mapping[str, Path], device: Device, folder: Path, limit_s: float
+) -> None:
     """Export each run and compare stock transformers' logits with our model's."""
-    section = Section("Export of what was trained, in stock transformers")
+    section.not_run = [f"{m}: its training failed" for m in CONFIGS.keys() - runs.keys()]
     started = time.monotonic()
     for model, run in runs.items():
         command = ["scripts/export.py", "--run", str(run), "--output", str(folder / model)]
         section.commands.append(f"python scripts/export.py --run {model} --output DIR")
         left_s = limit_s - (time.monotonic() - started)
         code, output, wall_s = run_command(command, device, max(left_s, 1.0))
-        if code:
+        verdict = next((line for line in output.splitlines() if "logits: at most" in line), None)
+        if code or verdict is None:
             section.problems.append(f"{model}: exit code {code}: {last_line(output)}")
             section.logs[f"export-{model}"] = output
         else:
-            verdict = next(line for line in output.splitlines() if "logits: at most" in line)
             section.figures[model] = {"verdict": verdict.strip(), "wall (s)": wall_s}
             section.text.append(f"* {model}: {verdict.strip()} ({wall_s:.0f} s)")
-    section.not_run = [f"{m}: its training failed" for m in CONFIGS.keys() - runs.keys()]
-    return section
 
 
 def run_command(arguments: Sequence[str], device: Device, limit_s: float) -> tuple[int, str, float]:
@@ -119,6 +127,7 @@ def run_command(arguments: Sequence[str], device: Device, limit_s: float) -> tup
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
         start_new_session=True,
     ) as process:
         try:
@@ -128,6 +137,9 @@ def run_command(arguments: Sequence[str], device: Device, limit_s: float) -> tup
             kill_group(process.pid)
             output, _ = process.communicate()
             code, output = 124, f"{output}\nno end within {limit_s:.0f} s"
+        except BaseException:
+            kill_group(process.pid)  # of a session of its own, which Ctrl-C does not reach
+            raise
     return code, output, time.monotonic() - started
 
 

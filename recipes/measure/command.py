@@ -9,9 +9,8 @@ training packs, and attention stays within a document, as in training. Exit code
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
-from recipes.command import ArgumentParser, report_error
+from recipes.command import ArgumentParser, folder, path, path_text, report_error
 from recipes.measure.request import Layers, MeasureRequest
 
 
@@ -30,9 +29,9 @@ def main(arguments: Sequence[str]) -> int:
         return report_error(error, 1)
     try:
         report = measure()
-        print(report.to_markdown(), end="")
         if request.output is not None:
             report.write(request.output)
+        print(report.to_markdown(), end="")
     except (ValueError, OSError) as error:
         return report_error(error, 1)
     return 0
@@ -43,13 +42,13 @@ def parse_request(arguments: Sequence[str]) -> MeasureRequest:
     parser = ArgumentParser(prog="geometry.py", description=(__doc__ or "").partition(":")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--model", type=Path, metavar="FOLDER",
+        "--model", type=folder, metavar="FOLDER",
         help="a Hugging Face folder of a causal model, with its tokenizer",
     )  # fmt: skip
-    what.add_argument("--run", type=Path, metavar="DIR", help="a run directory (job.dump_folder)")
+    what.add_argument("--run", type=folder, metavar="DIR", help="a run directory (job.dump_folder)")
     add = parser.add_argument
     add("--step", metavar="N", help='of the run: "latest" (the default) or a number')
-    add("--data", nargs="+", metavar="PATH",
+    add("--data", nargs="+", type=path_text, metavar="PATH",
         help="a file, a quoted glob, hf://owner/name or embedded://python, as data.sources.path; "
              "or a configuration (.toml), of which the [data] table is taken: the documents held "
              "out, if any are. With --run by default the run's own")  # fmt: skip
@@ -63,7 +62,7 @@ def parse_request(arguments: Sequence[str]) -> MeasureRequest:
     add("--seq-len", type=int, metavar="L",
         help="tokens of a row; by default training.seq_len of the run, or of the model "
              "max_position_embeddings, at most 2048")  # fmt: skip
-    add("--output", type=Path, metavar="DIR", help="folder for geometry.md and geometry.json")
+    add("--output", type=path, metavar="DIR", help="folder for geometry.md and geometry.json")
     given = parser.parse_args(arguments)
     if given.data is not None and len(given.data) > 1:
         raise ValueError(

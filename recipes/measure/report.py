@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from recipes.markdown import align_table
+from recipes.markdown import align_table, escape
 from recipes.measure.states import POST_NORM, PRE_NORM, TARGET, Figures, Target
 
 LIBRARIES = ("nitp-torchtitan", "torchtitan", "torch")
@@ -47,7 +47,9 @@ class Report:
              _show(f.constant_loss, 4), f"{f.num_states:,}"]
             for f in self.figures
         ]  # fmt: skip
-        return "\n".join([*(f"* {fact}" for fact in facts), "", *align_table(header, rows), ""])
+        return "\n".join(
+            [*(f"* {escape(fact)}" for fact in facts), "", *align_table(header, rows), ""]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """NaN, which JSON has not, becomes null."""

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from recipes.config.parts import build_data, build_nitp
-from recipes.config.paths import expand_path
 from recipes.config.settings import Settings, resolve_settings
 from recipes.data.config import DataConfig, SourceConfig
 from recipes.data.sources import check_sources
 from recipes.data.tokenizer import check_tokenizer
 from recipes.export.request import load_run_settings
+from recipes.run.folder import check_is_writable
 
 Layers = tuple[int, ...] | Literal["all"]
 
@@ -113,6 +113,8 @@ class MeasureRequest:
             )
         if self.seq_len is not None and self.seq_len < 2:
             raise ValueError(f"--seq-len ({self.seq_len}) must be at least 2.")
+        if self.output is not None:
+            check_is_writable(str(self.output), "--output")
         for name in OUTPUT_FILES:
             if self.output is not None and os.path.lexists(self.output / name):
                 raise ValueError(f"--output ({self.output}) has a {name}. Name another folder.")
@@ -123,12 +125,8 @@ class MeasureRequest:
             return own
         if self.data.endswith(".toml"):
             return build_data(resolve_settings(self.data, []))
-        try:
-            path = expand_path(self.data)
-        except ValueError as error:
-            raise ValueError(f"--data ({self.data}) {error}") from error
         # One stream: with several, each would leave its last tokens, which fill no row.
-        return DataConfig(sources=[SourceConfig(path=path)], num_streams=1, bos=own.bos)
+        return DataConfig(sources=[SourceConfig(path=self.data)], num_streams=1, bos=own.bos)
 
 
 def _check_model(folder: Path) -> None:

@@ -106,7 +106,8 @@ def run_leg(case: dict[str, Any], leg: int, folder: Path, scratch: Path) -> dict
 
 def build_trainer(case: dict[str, Any], leg: int, scratch: Path) -> Trainer:
     overrides = [f"--job.dump_folder={scratch}", *case["overrides"], *case["legs"][leg][1]]
-    settings = load_settings(case["config"], [*OVERRIDES, *overrides])
+    # What a cell adds takes the place of, or turns off, what is there before it.
+    settings = load_settings(case["config"], OVERRIDES, *([option] for option in overrides))
     config: Any = build_config(settings)
     if case["is_plain"]:
         config = on_platform(build_torchtitan_config(settings))

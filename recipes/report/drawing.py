@@ -1,5 +1,6 @@
 """How curves, bands and scales look in a pair of axes."""
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -11,6 +12,9 @@ from recipes.run.curves import Curve
 
 MAX_POINTS_AS_LINES = 2000
 """Of a curve. Longer ones are pixels in the page, which would be tens of megabytes otherwise."""
+
+NUM_COLUMNS = 1000
+"""Of a logarithmic axis, which is fewer pixels wide: points of one column are in one place."""
 
 MAX_POINTS_WITH_MARKERS = 50
 """Of a curve: how far apart its points are is part of what it says."""
@@ -33,7 +37,7 @@ def draw_line(
 ) -> None:
     if not curve:
         return
-    steps = sorted(curve)
+    steps = list_visible(curve)
     axes.plot(
         steps,
         [curve[step] for step in steps],
@@ -44,23 +48,49 @@ def draw_line(
         label=label,
         marker="o" if len(steps) <= MAX_POINTS_WITH_MARKERS and style.dashes != ":" else "",
         markersize=2 * linewidth,
-        rasterized=len(steps) > MAX_POINTS_AS_LINES,
+        rasterized=len(curve) > MAX_POINTS_AS_LINES,
     )
 
 
 def draw_band(axes: Axes, mean: Curve, half_width: Curve, style: Style) -> None:
     if not half_width:
         return
-    steps = sorted(half_width)
+    low = {step: mean[step] - half for step, half in half_width.items()}
+    high = {step: mean[step] + half for step, half in half_width.items()}
+    steps = sorted({*list_visible(low), *list_visible(high)})
     axes.fill_between(
         steps,
-        [mean[step] - half_width[step] for step in steps],
-        [mean[step] + half_width[step] for step in steps],
+        [low[step] for step in steps],
+        [high[step] for step in steps],
         color=style.color,
         alpha=0.2,
         linewidth=0,
-        rasterized=len(steps) > MAX_POINTS_AS_LINES,
+        rasterized=len(half_width) > MAX_POINTS_AS_LINES,
     )
+
+
+def list_visible(curve: Curve) -> list[int]:
+    """The steps, in order, whose points make the curve's picture; all of a short curve's.
+
+    Of each column of a logarithmic axis the first, the lowest, the highest and the last point: a
+    line through them covers what a line through all points does, and takes no longer to draw
+    however many there are.
+    """
+    steps = sorted(curve)
+    if len(steps) <= MAX_POINTS_AS_LINES:
+        return steps
+    columns: dict[int, list[int]] = {}
+    scale = NUM_COLUMNS / math.log(steps[-1] / steps[0])
+    for step in steps:
+        columns.setdefault(math.floor(scale * math.log(step / steps[0])), []).append(step)
+    visible = set[int]()
+    for found in columns.values():
+        finite = [step for step in found if math.isfinite(curve[step])] or found
+        visible |= {
+            found[0], min(finite, key=curve.__getitem__),
+            max(finite, key=curve.__getitem__), found[-1],
+        }  # fmt: skip
+    return sorted(visible)
 
 
 def mark_phases(axes: Axes, losses: Sequence[tuple[Curve, Style]]) -> None:
@@ -76,7 +106,7 @@ def mark_phases(axes: Axes, losses: Sequence[tuple[Curve, Style]]) -> None:
         for name, begin, end in zip(("I", "II", "III"), ends, ends[1:], strict=False):
             # The middle on a logarithmic axis.
             axes.text(
-                (begin * end) ** 0.5, 1.02, name, ha="center", fontsize=9,
+                (begin * end) ** 0.5, 1.02, name, ha="center",
                 transform=axes.get_xaxis_transform(),
             )  # fmt: skip
 

@@ -2,8 +2,9 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
-from recipes.report.panels import View
+from recipes.report.panels import Panel, View
 from recipes.report.specs import Spec, list_specs
 from recipes.report.style import BACKGROUND, GRID, TEXT
 
 WIDTH, ROW_HEIGHT = 10.0, 2.9
-"""Inches. One width, so that text has one size."""
+"""Inches, of a PNG. One width, so that text has one size."""
+
+PANEL_WIDTH, PANEL_HEIGHT, PANEL_FONT = 4.6, 2.8, 11.0
+"""Inches and points, of a panel of the page: text of 11 pixels where a telephone shows it 350
+pixels wide, and more where there is more room."""
 
 RC: dict[Any, Any] = {
     "svg.fonttype": "path",  # looks the same wherever it is read
@@ -34,12 +39,25 @@ DOTS_PER_INCH = 160
 
 
 @dataclass(frozen=True, slots=True)
+class PanelDrawing:
+    """One pair of axes of the page."""
+
+    label: str
+    svg: str
+    """Inline SVG without a background, its text and grid in the page's colours."""
+
+
+@dataclass(frozen=True, slots=True)
 class Drawing:
     """A figure that has been drawn."""
 
     spec: Spec
-    svg: str
-    """Inline SVG without a background, its text and grid in the page's colours."""
+    panels: list[PanelDrawing]
+    drawn: list[str]
+    """Labels of the groups in it."""
+
+    has_reference: bool
+    """Whether it has a dotted line."""
 
     missing: list[str]
     """Labels of the panels, and of the dotted line, that no run has data for."""
@@ -52,49 +70,68 @@ def draw_figures(view: View, folder: Path) -> list[Drawing]:
         for spec in list_specs(view):
             path = folder / f"{spec.name}.png"
             path.unlink(missing_ok=True)  # an earlier report's
-            if _has_data(spec, view):
-                drawings.append(_draw(spec, view, path))
+            panels = [panel for panel in spec.panels if panel.has_data(view)]
+            if panels:
+                drawings.append(_draw(spec, panels, view, path))
     return drawings
 
 
-def list_left_out(view: View) -> Iterator[str]:
+def list_left_out(view: View, drawings: Sequence[Drawing]) -> list[str]:
     """Names of the figures that no run has data for."""
-    return (spec.name for spec in list_specs(view) if not _has_data(spec, view))
+    drawn = {drawing.spec.name for drawing in drawings}
+    return [spec.name for spec in list_specs(view) if spec.name not in drawn]
 
 
-def _has_data(spec: Spec, view: View) -> bool:
-    return any(panel.has_data(view) for panel in spec.panels)
-
-
-def _draw(spec: Spec, view: View, path: Path) -> Drawing:
-    panels = [panel for panel in spec.panels if panel.has_data(view)]
+def _draw(spec: Spec, panels: Sequence[Panel], view: View, path: Path) -> Drawing:
     num_columns = 2 if len(panels) in (1, 2, 4) else 3
     num_rows = -(-len(panels) // num_columns)
     figure = Figure((WIDTH, ROW_HEIGHT * num_rows + 0.4), layout="constrained")
     for i, panel in enumerate(panels):
         panel.draw(figure.add_subplot(num_rows, num_columns, i + 1), view)
     legend = _add_legend(figure, spec, view)
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, dpi=DOTS_PER_INCH, metadata={"Date": None}
-    )
-    # The page has it as a heading; a PNG stands alone.
     legend.set_title(spec.title, FontProperties(size=11, weight="bold"))
     figure.savefig(path, dpi=DOTS_PER_INCH)
     missing = [panel.label for panel in spec.panels if panel not in panels]
     if spec.reference and not _has_dotted(figure):
         missing.append(spec.reference)
-    return Drawing(spec, make_inline(buffer.getvalue(), spec.name, spec.title), missing)
+    return Drawing(
+        spec=spec,
+        panels=[_draw_panel(spec, number, panel, view) for number, panel in enumerate(panels)],
+        drawn=_list_drawn(figure, view),
+        has_reference=_has_dotted(figure),
+        missing=missing,
+    )
+
+
+def _draw_panel(spec: Spec, number: int, panel: Panel, view: View) -> PanelDrawing:
+    """By itself: the page lays panels out by the room that there is, and has their labels as
+    text."""
+    with matplotlib.rc_context({"font.size": PANEL_FONT}):
+        figure = Figure((PANEL_WIDTH, PANEL_HEIGHT), layout="constrained")
+        axes = figure.add_subplot()
+        panel.draw(axes, view)
+        label = " ".join(axes.get_ylabel().split())
+        axes.set_ylabel("")
+        buffer = io.StringIO()
+        figure.savefig(
+            buffer, format="svg", transparent=True, dpi=DOTS_PER_INCH, metadata={"Date": None}
+        )
+    name = f"{spec.name}-{number}"
+    return PanelDrawing(label, make_inline(buffer.getvalue(), name, f"{spec.title}: {label}"))
+
+
+def _list_drawn(figure: Figure, view: View) -> list[str]:
+    lines = (line for axes in figure.axes for line in axes.get_lines())
+    drawn = {line.get_label() for line in lines}
+    return [label for label in view.styles if label in drawn]
 
 
 def _add_legend(figure: Figure, spec: Spec, view: View) -> Legend:
     """Of the groups that are drawn, and of the dotted lines."""
-    lines = [line for axes in figure.axes for line in axes.get_lines()]
-    drawn = {line.get_label() for line in lines}
+    styles = ((label, view.styles[label]) for label in _list_drawn(figure, view))
     handles = [
         Line2D([], [], color=style.color, linestyle=style.dashes, linewidth=2, label=label)
-        for label, style in view.styles.items()
-        if label in drawn
+        for label, style in styles
     ]
     if _has_dotted(figure):
         handles.append(Line2D([], [], color=TEXT, linestyle=":", linewidth=2, label=spec.reference))
@@ -114,7 +151,7 @@ def make_inline(svg: str, name: str, title: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
     return svg.replace(TEXT, "currentColor").replace(GRID, "var(--grid)")

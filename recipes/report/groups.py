@@ -137,8 +137,8 @@ def _differing(options: Sequence[dict[str, Any]]) -> list[str]:
     return [
         name
         for name in names
-        if not any(fnmatchcase(name, pattern) for pattern in SAME_RUN)
-        and any(values.get(name, missing) != options[0].get(name, missing) for values in options)
+        if any(values.get(name, missing) != options[0].get(name, missing) for values in options)
+        and not any(fnmatchcase(name, pattern) for pattern in SAME_RUN)
     ]
 
 

@@ -3,6 +3,7 @@
 from statistics import fmean
 
 from recipes.machine import describe_machine
+from recipes.markdown import escape, escape_cell
 from recipes.report.report import Report
 from recipes.report.statistics import combine_curves
 from recipes.report.tables import (
@@ -17,14 +18,15 @@ from recipes.report.tables import (
 from recipes.report.tags import NITP, NTP
 from recipes.report.text import summarise
 
+HEADING = "# Comparison of runs"
 NUM_ROWS = 12
 
 
 def format_report(report: Report) -> str:
     """All of it, with a newline at the end."""
-    lines = ["# Comparison of runs", ""]
+    lines = [HEADING, ""]
     if report.others:
-        lines += [f"* {summarise(report, group)}" for group in report.others]
+        lines += [f"* {escape(summarise(report, group))}" for group in report.others]
         lines += ["", *format_table(tabulate_headline(report)), ""]
     lines += ["## Runs", "", *format_table(tabulate_runs(report)), ""]
     lines += ["## Losses", "", *_format_losses(report), ""]
@@ -34,15 +36,16 @@ def format_report(report: Report) -> str:
     if options.rows:
         lines += ["## The groups' configurations differ in", "", *format_table(options), ""]
     if report.notes:
-        lines += ["## Notes", "", *(f"* {note}" for note in report.notes), ""]
+        lines += ["## Notes", "", *(f"* {escape(note)}" for note in report.notes), ""]
     lines += [f"This report was made on: {describe_machine()}.", ""]
     return "\n".join(lines)
 
 
 def format_table(table: Table) -> list[str]:
     """Markdown, a line a row."""
-    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    texts = [[escape_cell(escape(cell)) for cell in line] for line in (table.columns, *table.rows)]
+    lines = [texts[0], ["---"] * len(table.columns), *texts[1:]]
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _format_losses(report: Report) -> list[str]:

@@ -1,8 +1,8 @@
 """The figures that the report states of each run, and how groups differ in them."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Literal
 
@@ -24,7 +24,7 @@ class Measure:
     unit: str = ""
     num_decimals: int
     reduction: Reduction = "last"
-    """last: at the last step that all compared runs logged; median: over the logged steps, but for
+    """last: of each run at the last step that it logged; median: over the logged steps, but for
     the first of each start, which also starts up; peak: the largest."""
 
     paper: str = "-"
@@ -100,6 +100,10 @@ class Difference:
     baseline: float
     """The baseline's mean over the runs that the estimate is of."""
 
+    step: int | None = None
+    """At which both sides are taken: the last that all of these runs logged. None for a median or
+    a peak."""
+
     @property
     def percent(self) -> float | None:
         return 100 * self.estimate.mean / self.baseline if self.baseline else None
@@ -110,14 +114,29 @@ class Row:
     """A measure of every group."""
 
     measure: Measure
-    step: int | None
-    """At which it is taken; None for a median or a peak."""
-
     values: dict[str, dict[str, float]]
     """Group label -> run name -> value; groups without one are absent."""
 
     differences: dict[str, Difference]
     """Group label -> its difference from its baseline; absent where either has no value."""
+
+    steps: dict[str, dict[str, int]]
+    """Group label -> run name -> step at which its value is taken; {} for a median or a peak."""
+
+    @property
+    def step(self) -> int | None:
+        """At which all of it is taken; None where runs end at different steps, and for a median or
+        a peak."""
+        steps = {step for of_group in self.steps.values() for step in of_group.values()}
+        steps |= {d.step for d in self.differences.values() if d.step is not None}
+        return steps.pop() if len(steps) == 1 else None
+
+    @property
+    def compared_step(self) -> int | None:
+        """The first at which a difference is taken, or without one the last of a value."""
+        compared = [d.step for d in self.differences.values() if d.step is not None]
+        ends = [step for of_group in self.steps.values() for step in of_group.values()]
+        return min(compared, default=None) if compared else max(ends, default=None)
 
     def mean(self, label: str) -> float:
         return fmean(self.values[label].values())
@@ -149,7 +168,7 @@ def choose_headline(rows: Sequence[Row]) -> list[Row]:
     Held-out figures where they are as late as half of the steps, else a training batch's.
     """
     by_tag = {row.measure.tag: row for row in rows}
-    last = by_tag[tags.NTP].step if tags.NTP in by_tag else None
+    last = by_tag[tags.NTP].compared_step if tags.NTP in by_tag else None
     wanted: tuple[tuple[str, ...], ...] = (
         (tags.VALIDATION, tags.NTP),
         (tags.VALIDATION_RANK, tags.RANK),
@@ -160,51 +179,69 @@ def choose_headline(rows: Sequence[Row]) -> list[Row]:
     chosen = []
     for choice in wanted:
         found = [by_tag[tag] for tag in choice if tag in by_tag]
-        late = [row for row in found if not (row.step and last) or row.step >= last / 2]
+        late = [
+            row
+            for row in found
+            if row.compared_step is None or last is None or row.compared_step >= last / 2
+        ]
         chosen += (late or found)[:1]
     return chosen
 
 
-def last_common_step(runs: Sequence[Run], tag: str) -> int | None:
-    """The last step at which every run that logs the tag logged it; None if there is none."""
-    curves = [run.curves[tag] for run in runs if tag in run.curves]
-    return max(set.intersection(*map(set, curves)), default=None) if curves else None
-
-
 def _measure(measure: Measure, groups: Sequence[Group], baselines: Mapping[str, Group]) -> Row:
-    runs = [run for group in groups for run in group.runs]
-    step = last_common_step(runs, measure.tag) if measure.reduction == "last" else None
-    reduce = _reductions(step)[measure.reduction]
     values: dict[str, dict[str, float]] = {}
+    steps: dict[str, dict[str, int]] = {}
     for group in groups:
-        found = {run.name: reduce(run, measure.tag) for run in group.runs}
-        known = {name: value for name, value in found.items() if value is not None}
-        if known:
+        runs = [run for run in group.runs if run.curves.get(measure.tag)]
+        if measure.reduction == "last" and runs:
+            steps[group.label] = {run.name: max(run.curves[measure.tag]) for run in runs}
+            values[group.label] = {
+                run.name: run.curves[measure.tag][steps[group.label][run.name]] for run in runs
+            }
+        elif known := _reduce(measure, runs):
             values[group.label] = known
     differences: dict[str, Difference] = {}
     for group in groups:
         baseline = baselines.get(group.label)
-        if baseline is not None and group.label in values and baseline.label in values:
-            differences[group.label] = compute_difference(
+        if baseline is None or group.label not in values or baseline.label not in values:
+            continue
+        if measure.reduction == "last":
+            difference = _compare_at_common_step(group, baseline, measure.tag)
+        else:
+            difference = compute_difference(
                 group, values[group.label], baseline, values[baseline.label]
             )
-    return Row(measure, step, values, differences)
+        if difference is not None:
+            differences[group.label] = difference
+    return Row(measure, values, differences, steps)
 
 
-def _reductions(step: int | None) -> dict[Reduction, Callable[[Run, str], float | None]]:
-    def last(run: Run, tag: str) -> float | None:
-        return None if step is None else run.curves.get(tag, {}).get(step)
+def _compare_at_common_step(group: Group, baseline: Group, tag: str) -> Difference | None:
+    """At the last step that all runs logged that the difference is of; None if there is none."""
+    first, second = ([run for run in g.runs if run.curves.get(tag)] for g in (group, baseline))
+    common = {run.seed for run in first} & {run.seed for run in second} - {None}
+    if common:  # a run without a partner does not count, and takes nothing back to its end
+        first, second = ([run for run in runs if run.seed in common] for runs in (first, second))
+    step = max(set.intersection(*(set(r.curves[tag]) for r in (*first, *second))), default=None)
+    if step is None:
+        return None
+    ours, theirs = ({run.name: run.curves[tag][step] for run in runs} for runs in (first, second))
+    return replace(compute_difference(group, ours, baseline, theirs), step=step)
 
-    def middle(run: Run, tag: str) -> float | None:
-        curve = run.curves.get(tag, {})
-        running = [value for s, value in curve.items() if s not in run.first_steps]
+
+def _reduce(measure: Measure, runs: Sequence[Run]) -> dict[str, float]:
+    """Run name -> median or peak, of those that have one."""
+    found: dict[str, float] = {}
+    for run in runs:
+        curve, starts = run.curves[measure.tag], {*run.first_steps}
+        if measure.reduction == "peak":
+            found[run.name] = max(curve.values())
+            continue
+        running = [value for step, value in curve.items() if step not in starts]
         known = [value for value in running if math.isfinite(value)]  # mfu(%) has none on a CPU
-        return median(known) if known else None
-
-    def peak(run: Run, tag: str) -> float | None:
-        return max(run.curves.get(tag, {}).values(), default=None)
-
-    return {"last": last, "median": middle, "peak": peak}
+        if known:
+            found[run.name] = median(known)
+    return found
 
 
 def compute_difference(

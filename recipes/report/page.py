@@ -8,6 +8,7 @@ from recipes.machine import describe_machine
 from recipes.report.figures import Drawing, draw_figures, list_left_out
 from recipes.report.panels import View
 from recipes.report.report import Report
+from recipes.report.specs import list_specs
 from recipes.report.style import Style, choose_styles
 from recipes.report.tables import (
     PAPER,
@@ -45,13 +46,25 @@ WORDS = {
 }
 
 
+PAGE = "report.html"
+
+
+def list_files(report: Report) -> list[str]:
+    """Names of the files that `write_page` writes, or removes if they are an earlier report's."""
+    return [PAGE, *(f"{spec.name}.png" for spec in list_specs(_view(report)))]
+
+
 def write_page(report: Report, folder: Path) -> Path:
     """Draw the figures and write report.html into `folder`; returns the page's path."""
-    view = View(report.groups, report.baselines, choose_styles(report.groups))
+    view = _view(report)
     drawings = draw_figures(view, folder)
-    page = folder / "report.html"
+    page = folder / PAGE
     page.write_text(format_page(report, view, drawings), encoding="utf-8")
     return page
+
+
+def _view(report: Report) -> View:
+    return View(report.groups, report.baselines, choose_styles(report.groups))
 
 
 def format_page(report: Report, view: View, drawings: Sequence[Drawing]) -> str:
@@ -64,14 +77,14 @@ def format_page(report: Report, view: View, drawings: Sequence[Drawing]) -> str:
         _paragraph(LEAD),
         _format_key(report, view.styles),
         *_format_answer(report),
-        *(_format_figure(drawing) for drawing in drawings),
+        *(_format_figure(drawing, view.styles) for drawing in drawings),
         "<h2>Final figures</h2>",
         _format_table(tabulate_measures(report)),
         _paragraph(f"{SPREAD} {PAPER}", "muted"),
         *_format_configurations(report),
         "<h2>Runs</h2>",
         _format_table(tabulate_runs(report)),
-        *_format_notes(report, view),
+        *_format_notes(report, list_left_out(view, drawings)),
         "<h2>Words</h2><dl>",
         *(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in WORDS.items()),
         "</dl>",
@@ -123,7 +136,7 @@ def _format_key(report: Report, styles: dict[str, Style]) -> str:
 
 
 def _swatch(style: Style) -> str:
-    dashes = {"-": "none", "--": "7 4", "-.": "8 3 2 3"}[style.dashes]
+    dashes = {"-": "none", "--": "7 4", "-.": "8 3 2 3", ":": "2 3"}[style.dashes]
     return (
         '<svg viewBox="0 0 32 12" aria-hidden="true"><line x1="0" y1="6" x2="32" y2="6" '
         f'stroke="{style.color}" stroke-width="4" stroke-dasharray="{dashes}"/></svg>'
@@ -146,13 +159,21 @@ def _format_answer(report: Report) -> list[str]:
     ]
 
 
-def _format_figure(drawing: Drawing) -> str:
+def _format_figure(drawing: Drawing, styles: dict[str, Style]) -> str:
     spec = drawing.spec
     caption = spec.caption
     if drawing.missing:
         caption += f" No run logged: {'; '.join(drawing.missing)}."
+    keys = [f"<li>{_swatch(styles[label])}{escape(label)}</li>" for label in drawing.drawn]
+    if drawing.has_reference:
+        keys.append(f"<li>{_swatch(Style('currentColor', ':'))}{escape(spec.reference)}</li>")
+    panels = "".join(
+        f'<div><p class="panel">{escape(panel.label)}</p>{panel.svg}</div>'
+        for panel in drawing.panels
+    )
     return (
-        f'<section><h2>{escape(spec.title)}</h2><figure id="{spec.name}">{drawing.svg}'
+        f'<section><h2>{escape(spec.title)}</h2><figure id="{spec.name}">'
+        f'<ul class="legend">{"".join(keys)}</ul><div class="panels">{panels}</div>'
         f"<figcaption>{escape(caption)}</figcaption></figure></section>"
     )
 
@@ -165,11 +186,10 @@ def _format_configurations(report: Report) -> list[str]:
     return [heading, _paragraph("Nothing but seeds, names, and where the runs write.")]
 
 
-def _format_notes(report: Report, view: View) -> list[str]:
-    left_out = ", ".join(list_left_out(view))
+def _format_notes(report: Report, left_out: Sequence[str]) -> list[str]:
     notes = [*report.notes]
     if left_out:
-        notes.append(f"Figures that no run has data for: {left_out}.")
+        notes.append(f"Figures that no run has data for: {', '.join(left_out)}.")
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return [f"<h2>What to know about these runs</h2><ul>{items}</ul>"] if notes else []
 
@@ -178,7 +198,10 @@ def _format_table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(f"<td>{_keep_together(cell)}</td>" for cell in cells)
+        + "".join(
+            f'<td data-label="{escape(column)}">{_keep_together(cell)}</td>'
+            for column, cell in zip(table.columns[1:], cells, strict=True)
+        )
         + "</tr>"
         for name, *cells in table.rows
     )

@@ -90,7 +90,7 @@ class Curves:
             return group.curves(self.tag)
         return [
             average_windows({s: v for s, v in run.curves[self.tag].items() if s not in starts})
-            for run, starts in ((run, run.first_steps) for run in group.runs)
+            for run, starts in ((run, {*run.first_steps}) for run in group.runs)
             if self.tag in run.curves
         ]
 

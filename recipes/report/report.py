@@ -69,14 +69,24 @@ def _note_steps(report: Report) -> Iterator[str]:
         ends = [f"{name} at {step:,}" for name, step in lengths.items() if step < longest]
         yield (
             f"The runs do not end at the same step: the longest at {longest:,}, {', '.join(ends)}. "
-            "Final figures are taken at the last step that all runs logged; leave the short ones "
-            "out to compare later steps. A group's mean and band end where its first run does."
+            "Each run's final figures are at its own end, differences at the last step that all "
+            "runs logged that they are of, and the figure says which. Leave the short ones out to "
+            "compare later steps. A group's mean and band end where its first run does."
         )
-    for row in report.rows:
-        if row.measure.tag == tags.VALIDATION and row.step is not None:
-            last = min(lengths.values())
-            if row.step < last:
-                yield f"The last validation that all runs have is at step {row.step:,} of {last:,}."
+    taken = {
+        name: step
+        for row in report.rows
+        if row.measure.tag == tags.VALIDATION
+        for steps in row.steps.values()
+        for name, step in steps.items()
+    }
+    early = [
+        f"{name} at step {step:,} of {lengths[name]:,}"
+        for name, step in taken.items()
+        if step < lengths[name]
+    ]
+    if early:
+        yield f"The last validation is before the end: {', '.join(early)}."
 
 
 def _note_seeds(report: Report) -> Iterator[str]:
@@ -113,7 +123,7 @@ def _note_missing(report: Report) -> Iterator[str]:
         if measure.tag not in present and (has_nitp or not measure.nitp_only)
     ]
     if nowhere:
-        yield f"Not logged, or at no step that all runs logged: {', '.join(nowhere)}."
+        yield f"Not logged: {', '.join(nowhere)}."
     by_runs: dict[tuple[str, ...], list[str]] = {}
     for row in report.rows:
         known = {name for values in row.values.values() for name in values}
@@ -123,5 +133,14 @@ def _note_missing(report: Report) -> Iterator[str]:
             by_runs.setdefault(missing, []).append(row.measure.name)
     for names, measures in by_runs.items():
         yield f"Without a number in {', '.join(names)}: {', '.join(measures)}."
+    for group in report.others:
+        baseline = report.baselines[group.label].label
+        apart = [
+            row.measure.name
+            for row in report.rows
+            if {group.label, baseline} <= row.values.keys() and group.label not in row.differences
+        ]
+        if apart:
+            yield f"{group.label} and {baseline} logged no step in common: {', '.join(apart)}."
     if has_nitp and not all(run.is_nitp for run in report.runs):
         yield "Runs without NITP have no NITP loss, no constant's loss and no skill."

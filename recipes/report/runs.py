@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli
-
+from recipes.config.toml_file import read_toml
 from recipes.report.tags import NITP, NTP, TOTAL
 from recipes.run.curves import Curve, first_step, merge_starts, read_starts
 from recipes.run.folder import CONFIG_FILE, flatten
@@ -109,10 +108,10 @@ def _read_run(folder: Path, name: str) -> Run:
 def _read_options(path: Path) -> dict[str, Any] | None:
     """As they were saved: also what another version of this project wrote."""
     try:
-        return flatten(tomli.loads(path.read_text(encoding="utf-8")))
+        return flatten(read_toml(path))
     except FileNotFoundError:
         return None
-    except (tomli.TOMLDecodeError, UnicodeDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is no run's configuration: {error}. Restore it, or move it away to compare "
             "the curves alone."

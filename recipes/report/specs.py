@@ -27,8 +27,8 @@ SPECS = (
     Spec(
         "loss",
         "Does NITP cost language modelling? It does not where the curves lie on each other",
-        "Cross entropy of the next token, L_NTP, without NITP's share. Left: the batch of each "
-        "logged step, not smoothed. Right: held-out documents.",
+        "Cross entropy of the next token, L_NTP, without NITP's share. Training: the batch of "
+        "each logged step, not smoothed. Validation: held-out documents.",
         (
             Curves(tag=tags.NTP, label="training L_NTP (nats/token)"),
             Curves(tag=tags.VALIDATION, label="validation loss (nats/token)"),

@@ -46,8 +46,9 @@ def average_windows(curve: Curve) -> Curve:
     are, late ones, of which there are many, are averaged.
     """
     windows: dict[int, list[int]] = {}
+    last = max(curve, default=0)
     for step in sorted(curve):
-        windows.setdefault(math.floor(10 * math.log10(max(curve) / step)), []).append(step)
+        windows.setdefault(math.floor(10 * math.log10(last / step)), []).append(step)
     return {steps[-1]: fmean(curve[step] for step in steps) for steps in windows.values()}
 
 

@@ -11,17 +11,25 @@ UNCLEAR = "no clear difference"
 
 
 def show_mean(row: Row, label: str) -> str:
-    """`5.2361 +- 0.0123`: mean and sample standard deviation of the group's runs."""
+    """`5.2361 +- 0.0123`: mean and sample standard deviation of the group's runs; where runs end at
+    different steps, with the group's."""
     if label not in row.values:
         return NONE
     digits, spread = row.measure.num_decimals, row.spread(label)
     text = f"{row.mean(label):,.{digits}f}"
-    return text if spread is None else f"{text} +- {spread:,.{digits}f}"
+    if spread is not None:
+        text += f" +- {spread:,.{digits}f}"
+    steps = sorted({*row.steps.get(label, {}).values()})
+    if not steps or row.step is not None:
+        return text
+    if len(steps) == 1:
+        return f"{text} (at step {steps[0]:,})"
+    return f"{text} (at steps {steps[0]:,} to {steps[-1]:,})"
 
 
 def show_difference(row: Row, label: str) -> str:
     """`+0.0652 (+0.0411 to +0.0893)`: mean difference and its 95 % interval; a time, a speed or
-    memory also in percent of the baseline's."""
+    memory also in percent of the baseline's. With its step where runs end at different ones."""
     if label not in row.differences:
         return NONE
     difference, digits = row.differences[label], row.measure.num_decimals
@@ -32,7 +40,13 @@ def show_difference(row: Row, label: str) -> str:
     if estimate.half_width is not None:
         low, high = estimate.mean - estimate.half_width, estimate.mean + estimate.half_width
         text += f" ({low:+,.{digits}f} to {high:+,.{digits}f})"
-    return text
+    return text + _show_own_step(row, difference, " (at step {:,})")
+
+
+def _show_own_step(row: Row, difference: Difference, form: str) -> str:
+    """Nothing where the whole row is taken at one step."""
+    is_own = row.step is None and difference.step is not None
+    return form.format(difference.step) if is_own else ""
 
 
 def read_difference(difference: Difference | None) -> str:
@@ -56,7 +70,9 @@ def is_relative(measure: Measure) -> bool:
 
 def show_step(row: Row) -> str:
     """When the row's numbers are taken."""
-    return row.measure.reduction if row.step is None else f"step {row.step:,}"
+    if row.step is not None:
+        return f"step {row.step:,}"
+    return "each run's end" if row.measure.reduction == "last" else row.measure.reduction
 
 
 def summarise(report: Report, group: Group) -> str:
@@ -73,6 +89,7 @@ def summarise(report: Report, group: Group) -> str:
             amount = f"{difference.percent:+.1f} %"
         elif row.measure.unit:
             amount += f" {row.measure.unit}"
+        amount += _show_own_step(row, difference, " at step {:,}")
         if reading in ("higher", "lower"):
             parts.append(f"{reading} {row.measure.name} ({amount})")
         elif reading == UNCLEAR:

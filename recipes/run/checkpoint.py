@@ -24,6 +24,7 @@ from torchtitan.tools.utils import device_module, device_type
 from nitp.checkpoint import NITPCheckpointManager
 from recipes.run.checkpoint_folder import RANDOM_STATE, find_fault, find_steps, find_superseded
 from recipes.run.lock import check_owner
+from recipes.run.origin import Origin, read_origin
 
 
 class RandomState(Stateful):
@@ -71,6 +72,8 @@ class RunCheckpointManager(NITPCheckpointManager):
         self._complete: set[int] = set()
         self._deleted: set[int] = set()
         self._step = -1  # the last that was saved, maybe not to its end yet
+        self.origin: Origin | None = None
+        """On rank 0: what the run starts from, if `load` has not found a checkpoint of its own."""
         self._run_folder: str = kwargs["base_folder"]
         if self.enable and config.keep_latest_k > 0:
             self.keep_latest_k = config.keep_latest_k
@@ -115,6 +118,8 @@ class RunCheckpointManager(NITPCheckpointManager):
             )
         if not self._complete and self.initial_load_path and not self.initial_load_in_hf:
             self._check_initial(Path(self.initial_load_path))
+        if not self._complete and self.initial_load_path and dist.get_rank() == 0:
+            self.origin = read_origin(Path(self.initial_load_path), is_hf=self.initial_load_in_hf)
         return super()._load(step)
 
     def _agree_on_complete(self, step: int) -> set[int]:

@@ -7,11 +7,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from recipes.config.paths import CONFIG_FILE, RUN_PATHS, anchor_paths
+from recipes.config.paths import CONFIG_FILE, RUN_PATHS, UNFINISHED_CONFIG_FILE, anchor_paths
 from recipes.config.settings import Settings, SettingsError, resolve_settings, save_settings
 from recipes.config.values import show_value
 from recipes.data.config import HUB
 from recipes.data.inputs import INPUTS_FILE
+from recipes.run.neighbours import check_neighbours
 
 MAY_CHANGE = (
     # What is reported, saved and measured.
@@ -40,12 +41,14 @@ def check_run_folder(settings: Settings, option: str = "job.dump_folder") -> lis
 
     option: what the user named the directory by, for messages.
 
-    Raises SettingsError if the directory cannot be written to, its checkpoints are nobody knows
-    whose, or a difference makes this another run than the one in it.
+    Raises SettingsError if the directory cannot be written to, shares a folder with another run,
+    its checkpoints are nobody knows whose, or a difference makes this another run than the one in
+    it.
     """
     folder = Path(settings.values["job"]["dump_folder"])
     check_is_writable(settings.values["job"]["dump_folder"], option)
     _check_inner_folders(settings, folder, option)
+    check_neighbours(folder, list_writes(settings), option)
     if not (folder / CONFIG_FILE).exists():
         checkpoint = settings.values["checkpoint"]
         if checkpoint["enable"] and any((folder / checkpoint["folder"]).glob("step-*")):
@@ -74,6 +77,12 @@ def check_run_folder(settings: Settings, option: str = "job.dump_folder") -> lis
     if "training.steps" in changes and new["lr_scheduler.total_steps"] is None:
         changes["training.steps"] += ", and with it the learning rate's schedule"
     return list(changes.values())
+
+
+def list_writes(settings: Settings) -> list[str]:
+    """The paths in the run directory that RUN_PATHS name."""
+    values = flatten(settings.values)
+    return [values[option] for option in RUN_PATHS if values[option] is not None]
 
 
 def _check_inner_folders(settings: Settings, folder: Path, option: str) -> None:
@@ -118,7 +127,7 @@ def save_config(settings: Settings) -> None:
     """
     settings = replace(settings, values=anchor_paths(settings.values))
     path = Path(settings.values["job"]["dump_folder"], CONFIG_FILE)
-    unfinished = path.with_suffix(".unfinished")
+    unfinished = path.with_name(UNFINISHED_CONFIG_FILE)
     save_settings(settings, unfinished)
     unfinished.replace(path)
 

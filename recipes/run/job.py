@@ -34,21 +34,26 @@ class Job:
         self._new_paths = [path for path in paths if not path.exists()]
 
     def run(self) -> bool:
-        """Train, save, and say where everything lies; whether the run has come to its end."""
+        """Train, save, and say where everything lies; whether the run has come to its end, and
+        nobody has asked it to stop."""
         if not _saves(self.config):
             logger.warning(
                 "This run saves nothing: checkpoint.enable is false or load_only is true."
             )
-        try:
-            self._trainer = trainer = self.config.build()
-            trainer.train()
-            if torch.distributed.get_rank() == 0:
-                _log_closing_lines(trainer)
-        finally:
-            if self._trainer is not None:
-                self._trainer.close()
+        self._trainer = trainer = self.config.build()
+        with trainer.stop_request:  # to its end: the curves are closed last
+            try:
+                trainer.train()
+                if torch.distributed.get_rank() == 0:
+                    _log_closing_lines(trainer)
+            finally:
+                trainer.close()
         torch.distributed.destroy_process_group()
-        return trainer.step >= self.config.training.steps or trainer.is_out_of_data
+        is_over = trainer.step >= self.config.training.steps or trainer.is_out_of_data
+        is_stopped = trainer.is_stopping or trainer.stop_request.signal_name is not None
+        if is_over and is_stopped and self.config.settings.values["export"]["enable"]:
+            logger.warning("The export is left out: asked to stop. The same command makes it.")
+        return is_over and not is_stopped
 
     def remove_own_log(self) -> bool:
         """Remove the structured log of this process, unless a step is done; whether none is."""

@@ -1,21 +1,23 @@
 """A run directory belongs to one job: the file run.lock in it says whose. Free of torch.
 
-The lock is a file that only one process can create (O_EXCL), so it needs no flock and holds between
-hosts that share the directory. Its owner rewrites a counter in it; whoever finds it there looks
-whether that moves, and trusts neither clock. It is removed by its owner, or from an owner that is
-gone, and in both cases under a second such file, so that nobody removes what another has just
-created.
+The lock is a file that only one process can create, so it needs no flock and holds between hosts
+that share the directory. It appears with its owner's line in it: written under another name, and
+then linked (where the file system has no hard links, created by its own). Its owner rewrites a
+counter in it; whoever finds it there looks whether that moves, and trusts neither clock. It is
+removed by its owner, or from an owner that is gone, and in both cases under a second such file, so
+that nobody removes what another has just created.
 """
 
-import json
 import math
 import os
+import secrets
 import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +25,7 @@ from typing import NamedTuple
 
 from recipes.config.paths import LOCK_FILE
 from recipes.config.settings import SettingsError
+from recipes.run.owner import Owner, format_owner, parse_owner
 
 BEAT_S = 5.0
 """How often the owner writes."""
@@ -42,26 +45,6 @@ _held: dict[str, bytes] = {}
 """Directory -> what this process has written into its lock."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Owner:
-    """A process, as its lock describes it."""
-
-    host: str
-    pid: int
-    machine: str | None
-    """Boot and process namespace; None where the kernel does not tell."""
-    start_ticks: int | None
-    """When the process began, in ticks since boot: process ids are used again."""
-    slurm_job: str | None
-    slurm_restart: int
-    """How often SLURM has queued the job again."""
-    since: str
-
-    def __str__(self) -> str:
-        job = f"SLURM job {self.slurm_job}, " if self.slurm_job else ""
-        return f"host {self.host}, process {self.pid}, {job}since {self.since}"
-
-
 class _Verdict(NamedTuple):
     patience_s: float
     """After which an owner that does not write is gone; infinite for one that lives."""
@@ -76,16 +59,19 @@ class RunLock:
     empty at the end, and that this created, is removed with the lock.
     """
 
-    def __init__(self, folder: str, option: str = "job.dump_folder") -> None:
-        """option: what the user named the folder by, for messages."""
-        self._option = option
+    def __init__(
+        self, folder: str, option: str = "job.dump_folder", writes: Sequence[str] = ()
+    ) -> None:
+        """option: what the user named the folder by, for messages. writes: the paths in it that are
+        to be written to, for `read_writes`."""
+        self._option, self._writes = option, tuple(writes)
         self._folder = Path(os.path.abspath(folder))
         self._path = self._folder / LOCK_FILE
         self._line = b""
         self._is_over = threading.Event()
 
     def __enter__(self) -> "RunLock":
-        self._line = json.dumps(asdict(_describe_self())).encode() + b"\n"
+        self._line = format_owner(replace(_describe_self(), writes=self._writes))
         self._has_created_folder = False
         try:
             self._handle = self._create_folder_and_take()
@@ -146,11 +132,22 @@ def check_owner(folder: str) -> None:
     if content is None and line is None:  # a program of its own, which has not asked for a lock
         return
     if content is None or line is None or not content.startswith(line):
-        owner = "its run.lock is gone" if content is None else f"it is of {_name(_parse(content))}"
+        owner = (
+            "its run.lock is gone" if content is None else f"it is of {_name(parse_owner(content))}"
+        )
         raise OSError(
             f"{folder} is no longer this job's: {owner}. This job ends; it saves and deletes "
             "nothing more."
         )
+
+
+def read_writes(folder: Path) -> tuple[str, ...] | None:
+    """What the owner of `folder` writes in it; None if nobody owns it."""
+    content = _read(folder / LOCK_FILE)
+    if content is None:
+        return None
+    owner = parse_owner(content)
+    return () if owner is None else owner.writes
 
 
 def _take(path: Path, line: bytes, option: str, wait_s: float = 0.0) -> int:
@@ -161,8 +158,6 @@ def _take(path: Path, line: bytes, option: str, wait_s: float = 0.0) -> int:
     """
     began, changed, seen = time.monotonic(), 0.0, None
     while True:
-        with suppress(FileExistsError):
-            return _create(path, line)
         content = _read(path)
         if content is None:
             if path.is_symlink():  # which is there, and can neither be read nor created
@@ -170,11 +165,13 @@ def _take(path: Path, line: bytes, option: str, wait_s: float = 0.0) -> int:
                     f"{option} ({path.parent}) cannot be owned: {path} is a link that leads "
                     "nowhere. Remove it."
                 )
+            with suppress(FileExistsError):
+                return _create(path, line)
             continue
-        now, owner = time.monotonic(), _parse(content)
+        now, owner = time.monotonic(), parse_owner(content)
         patience_s, reason = _judge(owner)
         if content != seen:
-            if seen is not None and owner == _parse(seen):
+            if seen is not None and owner == parse_owner(seen):
                 patience_s = math.inf  # it writes
             elif 0 < patience_s < math.inf:
                 _say(f"{path} is of {_name(owner)}. Waiting {patience_s:g} s for a sign of it.")
@@ -192,7 +189,27 @@ def _take(path: Path, line: bytes, option: str, wait_s: float = 0.0) -> int:
 
 
 def _create(path: Path, line: bytes) -> int:
-    """Raises FileExistsError."""
+    """Raises FileExistsError, and OSError if it cannot be written."""
+    unlinked = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    handle = _write_new(unlinked, line)
+    try:
+        os.link(unlinked, path)
+    except FileExistsError:
+        # NFS says so as well when its answer to the first try was lost.
+        if os.fstat(handle).st_nlink != 2:
+            os.close(handle)
+            raise
+    except OSError:  # a file system without hard links
+        os.close(handle)
+        handle = _write_new(path, line)
+    finally:
+        with suppress(OSError):
+            unlinked.unlink()
+    return handle
+
+
+def _write_new(path: Path, line: bytes) -> int:
+    """A file that was not there. Raises FileExistsError; after any other error there is none."""
     handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     try:
         os.write(handle, line + _counter(0))
@@ -217,7 +234,7 @@ def _remove(path: Path, beginning: bytes, line: bytes, option: str) -> None:
 def _judge(owner: Owner | None) -> _Verdict:
     """How long to wait for a sign of the lock's owner, and why it is gone after that.
 
-    None is an owner that has not come to write its name yet.
+    None is an owner that cannot be read: one that lives writes all the same.
     """
     me = _describe_self()
     is_same_job = owner is None or (owner.slurm_job is not None and owner.slurm_job == me.slurm_job)
@@ -275,16 +292,8 @@ def _describe_self() -> Owner:
     )
 
 
-def _parse(content: bytes) -> Owner | None:
-    """None for a lock whose owner has not come to write its name."""
-    try:
-        return Owner(**json.loads(content.partition(b"\n")[0]))
-    except (ValueError, TypeError):
-        return None
-
-
 def _name(owner: Owner | None) -> str:
-    return "a process that has not written its name" if owner is None else str(owner)
+    return "a process that cannot be read there" if owner is None else str(owner)
 
 
 def _read(path: Path) -> bytes | None:

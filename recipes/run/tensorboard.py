@@ -3,7 +3,6 @@ TensorBoard's tab of custom scalars lays them out."""
 
 import re
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torchtitan.tools.logging import logger
 
 from nitp._torchtitan import get_metrics_rank
 from nitp.metrics import NITPMetricsProcessor
+from recipes.run.curves import name_next_start
 
 _MAX_QUEUE = 1000
 """Values kept in memory, as in TorchTitan's logger."""
@@ -98,10 +98,11 @@ def _match_tag(tag: str) -> str:
 
 
 class CurvesMetricsProcessor(NITPMetricsProcessor):
-    """Names the folder of the curves by the second, and as nothing else is named.
+    """Names the folder of the curves by the number of the start.
 
-    TorchTitan names it by the minute, and a run that is killed and starts again within one would
-    have two values at the steps that it trains twice.
+    TorchTitan names it by the minute of the local time: a run that is killed and starts again
+    within one would have two values at the steps that it trains twice, and the order of starts
+    would depend on clocks and time zones.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -128,24 +129,16 @@ class CurvesMetricsProcessor(NITPMetricsProcessor):
         )
         if not config.enable_tensorboard:
             return others
-        folder, rank = find_free_folder(Path(dump_folder, config.save_tb_folder)), dist.get_rank()
+        folder, rank = Path(dump_folder, config.save_tb_folder), dist.get_rank()
         if config.save_for_all_ranks:
-            folders = [folder]
-            dist.broadcast_object_list(folders)
-            folder = folders[0] / f"rank_{rank}"
-        elif rank != get_metrics_rank(parallel_dims=parallel_dims, pp_schedule=pp_schedule):
+            names = [name_next_start(folder) if rank == 0 else ""]
+            dist.broadcast_object_list(names)
+            start = folder / names[0] / f"rank_{rank}"
+        elif rank == get_metrics_rank(parallel_dims=parallel_dims, pp_schedule=pp_schedule):
+            start = folder / name_next_start(folder)
+        else:
             return others
         loggers = LoggerContainer()
         loggers.add_logger(others)
-        loggers.add_logger(CurvesLogger(folder, tag))
+        loggers.add_logger(CurvesLogger(start, tag))
         return loggers
-
-
-def find_free_folder(folder: Path) -> Path:
-    """A name in `folder`, by the time of day, that nothing has: clocks are also set back."""
-    name = datetime.now().strftime("%Y%m%d-%H%M%S")
-    free, count = folder / name, 1
-    while free.exists():
-        count += 1
-        free = folder / f"{name}-{count}"
-    return free

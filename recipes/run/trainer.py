@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -30,7 +31,9 @@ from recipes.run.health import StepData, StepHealth, Verdict
 from recipes.run.inputs import save_run_inputs
 from recipes.run.lock import check_owner
 from recipes.run.metrics import RunMetricsProcessor
+from recipes.run.origin import save_origin
 from recipes.run.peers import wait_for_rank_0
+from recipes.run.stopping import StopAgreement
 from recipes.stop import StopRequest
 
 _MAX_SKIPPED_IN_A_ROW = 10
@@ -45,7 +48,7 @@ class _UpdateSkippedError(Exception):
 class RunTrainer(NITPTrainer):
     """NITPTrainer that saves wherever it ends and judges the numbers of every step.
 
-    * A stop request (SIGTERM, SIGINT) on any rank ends all ranks after the same step, saved.
+    * A stop request (`recipes.stop`) on any rank ends all ranks after the same step, saved.
     * Data that run out end the run at the last whole global batch, saved.
     * A loss or gradient that is not finite stops the run, or only skips its update.
     * Step, tokens and data position resume on any number of ranks.
@@ -79,6 +82,9 @@ class RunTrainer(NITPTrainer):
         self.stop_request = StopRequest()
         self.is_stopping = False
         """Whether the ranks have agreed to stop."""
+        self._stop = StopAgreement(self.device, lambda: self.stop_request.signal_name is not None)
+        if config.validator.enable:
+            self.validator.attach_stop(self._stop)
         self.is_out_of_data = False
         self.num_steps_run = 0
         """By this process."""
@@ -135,6 +141,14 @@ class RunTrainer(NITPTrainer):
             self.checkpointer.maybe_wait_for_saving()
 
     def should_continue_training(self) -> bool:
+        if not self.num_steps_run:  # the checkpoint has just been loaded, which takes its time
+            self._stop.ask()
+            self._stop.read()
+        if self._stop.is_reached and not self.is_stopping:
+            self.is_stopping = self.checkpointer.saves_any_step = True
+            if self.num_steps_run:  # it was agreed in a validation, after the step's turn to save
+                self.checkpointer.save(self.step)
+                self.metrics_processor.flush()
         return super().should_continue_training() and not self.is_stopping
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
@@ -168,6 +182,9 @@ class RunTrainer(NITPTrainer):
             check_owner(self.config.dump_folder)
             save_run_inputs(self.config.settings)
             save_config(self.config.settings)
+            if self.checkpointer.origin is not None:
+                origin = replace(self.checkpointer.origin, first_step=self.step)
+                save_origin(origin, Path(self.config.dump_folder))
 
     def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
         loss = super().forward_backward_step(**kwargs)
@@ -222,7 +239,8 @@ class RunTrainer(NITPTrainer):
         if verdict is None:
             return True
         if verdict.should_stop:
-            self.is_stopping = self.checkpointer.saves_any_step = True
+            self.is_stopping = self._stop.is_reached = True
+            self.checkpointer.saves_any_step = True
         if verdict.is_finite:
             self._num_skipped_in_a_row = 0
             return True

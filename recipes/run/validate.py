@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.config import derive
+from torchtitan.tools.logging import logger
 
 from nitp.validate import NITPValidator
 from recipes.data.config import ValidationSetConfig
@@ -17,6 +18,7 @@ from recipes.data.validation_sets import (
     load_validation_sets,
 )
 from recipes.run.metrics import RunMetricsProcessor
+from recipes.run.stopping import StopAgreement, UntilStopLoader
 
 
 class _LossCatcher:
@@ -46,15 +48,32 @@ class LossReader(NITPValidator):
     class Config(NITPValidator.Config):
         pass
 
+    dl_config: Any
+
     def __init__(self, config: Config, *, metrics_processor: Any, **kwargs: Any) -> None:
         self._catcher = _LossCatcher(metrics_processor)
         super().__init__(config, metrics_processor=self._catcher, **kwargs)
+        self._loader_config = self.dl_config
 
-    def read_loss(self, model_parts: list[nn.Module], step: int) -> float:
-        """Nats per valid label, on ranks of a pipeline's last stage. The loss's sums and meter are
-        of these labels until the next reading."""
+    def attach_stop(self, agreement: StopAgreement) -> None:
+        """Take what ends a reading. Called before any."""
+        batches_per_step = 1
+        if self.parallel_dims.pp_enabled:
+            batches_per_step = (
+                self.local_batch_size // self.parallelism.pipeline_parallel_microbatch_size
+            )
+        self.dl_config = UntilStopLoader(self._loader_config, agreement, batches_per_step)
+        self._stop = agreement
+
+    def read_loss(self, model_parts: list[nn.Module], step: int) -> float | None:
+        """Nats per valid label, on ranks of a pipeline's last stage; None, on all ranks, if they
+        have agreed to stop before all labels were read. The loss's sums and meter are of these
+        labels until the next reading."""
+        if self._stop.is_reached:
+            return None
         NITPValidator.validate(self, model_parts, step)
-        return self._catcher.loss
+        self._stop.read()
+        return None if self.dl_config.was_cut else self._catcher.loss
 
 
 class RunValidator(LossReader):
@@ -124,14 +143,26 @@ class RunValidator(LossReader):
         """Of each set; None: this validator itself."""
 
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
-        """Read all, and log it together."""
-        losses = [reader and reader.read_loss(model_parts, step) for reader in self._readers]
-        own_loss = self.read_loss(model_parts, step)
+        """Read all, and log it together, or nothing if the ranks agree to stop before."""
+        losses: list[float] = []
+        for reader in (*filter(None, self._readers), self):
+            loss = reader.read_loss(model_parts, step)
+            if loss is None:
+                logger.warning(f"The validation at step {step} is left out: asked to stop.")
+                return
+            losses.append(loss)
+        *others, own_loss = losses
+        left = iter(others)
         set_losses = [
-            (held_out, own_loss if loss is None else loss)
-            for held_out, loss in zip(self._sets, losses, strict=True)
+            (held_out, own_loss if reader is None else next(left))
+            for held_out, reader in zip(self._sets, self._readers, strict=True)
         ]
         self._metrics.log_validation(own_loss, step, set_losses=set_losses)
+
+    def attach_stop(self, agreement: StopAgreement) -> None:
+        super().attach_stop(agreement)
+        for reader in filter(None, self._readers):
+            reader.attach_stop(agreement)
 
 
 def _build_reader(held_out: ValidationSet, shared: dict[str, Any]) -> LossReader:

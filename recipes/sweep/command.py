@@ -11,9 +11,9 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from recipes.command import ArgumentParser, report_error
+from recipes.command import ArgumentParser, describe, path, path_text, report_error
+from recipes.config.arguments import parse_overrides
 from recipes.run.lock import RunLock
 from recipes.sweep.grid import parse_grid
 from recipes.sweep.plan import Plan, Request, build_plan
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str], launch: Sequence[str] | None = None) -> int:
         plan = build_plan(request, needs_files=is_run)
         launch = launch or build_launch(given.nproc_per_node)
         for note in plan.notes:
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {describe(ValueError(note))}", file=sys.stderr)
         if given.dry_run:
             _print_commands(plan, launch)
             return 0
@@ -89,19 +89,19 @@ def _write_table(plan: Plan) -> str:
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Request]:
     """Raises ValueError for arguments that are none."""
     parser = ArgumentParser(
-        prog="sweep.py", description=(__doc__ or "").partition(":")[0], allow_abbrev=False,
-        epilog="Any other --table.key value is an option of all runs.",
+        prog="sweep.py", description=(__doc__ or "").partition(":")[0],
+        epilog="Any other --table.key value is an option of all runs.", repeatable=("--grid",),
     )  # fmt: skip
     add = parser.add_argument
-    add("--job.config_file", dest="config_file", required=True, metavar="F")
+    add("--job.config_file", dest="config_file", type=path_text, required=True, metavar="F")
     add("--grid", action="append", required=True, metavar="table.key=v1,v2",
         help="values of one option; repeat it for another. A list is written [a,b]")  # fmt: skip
     add("--seeds", type=int, default=1, metavar="N",
         help="runs of each, from the configuration's debug.seed and data.seed on")  # fmt: skip
-    add("--baseline", metavar="F",
+    add("--baseline", type=path_text, metavar="F",
         help="what, with NITP off, differences are from: a file (default: the "
              "configuration's own), or none")  # fmt: skip
-    add("--output", type=Path, metavar="DIR",
+    add("--output", type=path, metavar="DIR",
         help="the sweep's folder (default: job.dump_folder with _sweep at its end)")  # fmt: skip
     add("--nproc-per-node", type=int, metavar="N", help="ranks of this machine, by torchrun")
     mode = parser.add_mutually_exclusive_group()
@@ -123,6 +123,6 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Request]:
         grid=parse_grid(given.grid),
         num_seeds=given.seeds,
         baseline=None if baseline == "none" else baseline,
-        common=common,
+        common=parse_overrides(common),
         output=given.output,
     )

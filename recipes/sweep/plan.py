@@ -1,17 +1,24 @@
 """The runs of a sweep, each checked, as far as that goes without torch, before any starts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recipes.config.arguments import format_overrides
+from recipes.config.idle import depends_on
 from recipes.config.rules import check_export, check_files, check_settings
 from recipes.config.settings import Settings, resolve_settings
 from recipes.config.values import show_value
 from recipes.report.groups import SAME_RUN
 from recipes.run.folder import check_run_folder, flatten
 from recipes.sweep.grid import Overrides, name_run
+
+_FILE, _NITP = "job.config_file", "nitp.enable"
+
+_OF_THE_PROBLEM = ("model.*", "tokenizer.*", "data.*")
+"""Options that a baseline shares with what is compared with it."""
 
 SEEDS = ("debug.seed", "data.seed")
 """Of the initial weights and of the data's order."""
@@ -28,8 +35,8 @@ class Request:
     """The TOML file that, with NITP off and the point's other values, differences are from; None
     for no such runs."""
 
-    common: Sequence[str]
-    """`--table.key value` for all runs."""
+    common: Mapping[str, str]
+    """`table.key` -> value, for all runs."""
 
     output: Path | None
     """The sweep's folder; None: beside job.dump_folder."""
@@ -77,15 +84,17 @@ class _Arm(NamedTuple):
 
     is_baseline: bool
     overrides: Overrides
-    arguments: list[str]
-    """That make it."""
+    given: dict[str, str]
+    """`table.key` -> value, the configuration's file among them."""
 
 
 def build_plan(request: Request, *, needs_files: bool) -> Plan:
     """Raises ValueError for what cannot be a run, two values that make the same run, and a run
     directory that holds another configuration. needs_files: whether data and tokenizer must be on
     this machine."""
-    base = _resolve([f"--job.config_file={request.config_file}", *request.common])
+    _check_grid(request)
+    base = _resolve({_FILE: request.config_file, **request.common})
+    _check_baseline(request, base)
     dump_folder = Path(base.values["job"]["dump_folder"])
     folder = request.output or dump_folder.with_name(f"{dump_folder.name}_sweep")
     option = "job.dump_folder" if request.output is None else "--output"
@@ -119,26 +128,52 @@ def _list_arms(request: Request) -> Iterator[_Arm]:
     learning rate, say, the difference would be of both."""
     shared_before = set()
     for overrides in request.grid:
-        for key, value in overrides:
-            if key.startswith("job."):
-                raise ValueError(f"--grid ({key}={value}) names no setting of the training.")
-        shared = tuple(pair for pair in overrides if not pair[0].startswith("nitp."))
+        shared = tuple(pair for pair in overrides if not depends_on(pair[0], _NITP))
         if request.baseline is not None and shared not in shared_before:
             title = f"the baseline of {_show(shared)}" if shared else "the baseline"
-            arguments = _argue(request.baseline, request.common, shared)
-            yield _Arm(title, True, shared, [*arguments, "--nitp.enable=false"])
+            common = {k: text for k, text in request.common.items() if not depends_on(k, _NITP)}
+            given = {_FILE: request.baseline, **common, **dict(shared), _NITP: "false"}
+            yield _Arm(title, True, shared, given)
         shared_before.add(shared)
-        arguments = _argue(request.config_file, request.common, overrides)
-        yield _Arm(_show(overrides), False, overrides, arguments)
+        given = {_FILE: request.config_file, **request.common, **dict(overrides)}
+        yield _Arm(_show(overrides), False, overrides, given)
+
+
+def _check_grid(request: Request) -> None:
+    """Raises ValueError for what would have no effect."""
+    for key, value in request.grid[0]:
+        if key.startswith("job."):
+            raise ValueError(f"--grid ({key}={value}) names no setting of the training.")
+        if key in request.common:
+            raise ValueError(
+                f"--{key} ({request.common[key]}) has no effect beside --grid {key}=..., which has "
+                "the values of all runs. Leave one of them out."
+            )
+    if request.output is not None and "job.dump_folder" in request.common:
+        raise ValueError(
+            f"--job.dump_folder ({request.common['job.dump_folder']}) has no effect with --output "
+            f"({request.output}), below which the runs are. Leave one of them out."
+        )
+
+
+def _check_baseline(request: Request, base: Settings) -> None:
+    """Raises ValueError for a baseline of another model, or on other data."""
+    if request.baseline is None:
+        return
+    given = {k: text for k, text in request.common.items() if not depends_on(k, _NITP)}
+    own = flatten(_resolve({_FILE: request.baseline, **given, _NITP: "false"}).values)
+    for option, value in flatten(base.values).items():
+        is_same_problem = any(fnmatchcase(option, pattern) for pattern in _OF_THE_PROBLEM)
+        if is_same_problem and option not in SEEDS and own.get(option) != value:
+            raise ValueError(
+                f"--baseline ({request.baseline}) has {option} = {show_value(own.get(option))}, "
+                f"and {request.config_file} {show_value(value)}: differences would not be NITP's. "
+                "Name another file, or none."
+            )
 
 
 def _show(overrides: Overrides) -> str:
     return " ".join(f"{key}={value}" for key, value in overrides)
-
-
-def _argue(file: str, common: Sequence[str], overrides: Overrides) -> list[str]:
-    given = [f"--{key}={value}" for key, value in overrides]
-    return [f"--job.config_file={file}", *common, *given]
 
 
 def _build_trial(folder: Path, arm: _Arm, base: Settings, i: int) -> tuple[Trial, Settings]:
@@ -152,16 +187,17 @@ def _build_trial(folder: Path, arm: _Arm, base: Settings, i: int) -> tuple[Trial
             )
         seeds.append(first + i)
     name = name_run(arm.overrides, seeds[0], is_baseline=arm.is_baseline)
-    seeded = [f"--{option}={seed}" for option, seed in zip(SEEDS, seeds, strict=True)]
-    arguments = [*arm.arguments, *seeded, f"--job.dump_folder={folder / name}"]
-    settings = _resolve(arguments)
+    own = {option: str(seed) for option, seed in zip(SEEDS, seeds, strict=True)}
+    own["job.dump_folder"] = str(folder / name)
+    given = {**arm.given, **own}
+    settings = _resolve(given)
     steps = settings.values["training"]["steps"]
     last = folder / name / settings.values["checkpoint"]["folder"] / f"step-{steps}"
-    return Trial(name, folder / name, tuple(arguments), last), settings
+    return Trial(name, folder / name, tuple(format_overrides(given)), last), settings
 
 
-def _resolve(arguments: Sequence[str]) -> Settings:
-    settings = resolve_settings(None, arguments)
+def _resolve(given: Mapping[str, str]) -> Settings:
+    settings = resolve_settings(None, format_overrides(given))
     check_settings(settings)
     return settings
 

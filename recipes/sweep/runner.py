@@ -4,7 +4,6 @@ A trial that is done is passed over, one that was interrupted resumes by itself 
 does), and one that fails leaves the end of its log in `failed/` while the sweep goes on.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from types import FrameType
 
 from recipes.config.settings import SettingsError
 from recipes.run.lock import RunLock
-from recipes.stop import SIGNALS
+from recipes.stop import SIGNALS, CatchesSignals, remark_on_next, say
 from recipes.sweep.plan import Plan, Trial
 
 LOGS, FAILED = "logs", "failed"
@@ -38,26 +37,20 @@ def build_launch(num_ranks: int | None) -> list[str]:
     return [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         f"--nproc_per_node={num_ranks}", f"--shutdown_timeout={SHUTDOWN_TIMEOUT_S}",
+        f"--signals_to_handle={','.join(number.name for number in SIGNALS)}",
         "-m", "recipes.train",
     ]  # fmt: skip
 
 
-class Runner:
-    """Within the context SIGTERM and SIGINT go to the run under way, which saves and ends; no other
+class Runner(CatchesSignals):
+    """Within the context signals to stop go to the run under way, which saves and ends; no other
     starts after it."""
 
     def __init__(self, plan: Plan, launch: Sequence[str]) -> None:
+        super().__init__()
         self._plan = plan
         self._launch = launch
         self._received: list[int] = []
-
-    def __enter__(self) -> "Runner":
-        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
     @property
     def is_stopped(self) -> bool:
@@ -132,11 +125,10 @@ class Runner:
                 has_said = True
                 time.sleep(_POLL_S)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note_signal(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
-        # Not print: the signal may have come while it was writing.
         name = signal.Signals(number).name
-        os.write(2, f"{name}: the run under way saves and ends; a second ends it now\n".encode())
+        say(f"{name}: the run under way saves and ends{remark_on_next(number)}")
 
     def _log(self, trial: Trial) -> Path:
         return self._plan.folder / LOGS / f"{trial.name}.log"

@@ -25,12 +25,14 @@ def format_array(plan: Plan, num_ranks: int | None) -> str:
         for line in TRAIN.read_text(encoding="utf-8").splitlines()
         if line.startswith("#SBATCH ") and not line.startswith("#SBATCH --output")
     ]
+    logs = str(plan.folder / LOGS).replace("%", "%%")
     lines = [
         "#!/bin/bash",
         f"# {len(trials)} runs, each an array task that is queued again until it is done.",
         *requests,
         f"#SBATCH --array=0-{len(trials) - 1}",
-        f"#SBATCH --output={shlex.quote(str(plan.folder / LOGS / '%x-%A_%a.log'))}",
+        # SLURM's own: "%%" is a percent sign.
+        f"#SBATCH --output={shlex.quote(f'{logs}/%x-%A_%a.log')}",
         "",
         'case "$SLURM_ARRAY_TASK_ID" in',
     ]

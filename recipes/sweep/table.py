@@ -4,6 +4,7 @@ The figures, their spread and their differences are the report's (recipes.report
 
 from collections.abc import Sequence
 
+from recipes.markdown import escape
 from recipes.report.markdown import format_table
 from recipes.report.report import Report, build_report
 from recipes.report.tables import SPREAD, Table
@@ -19,7 +20,7 @@ def format_sweep(plan: Plan) -> str:
     if done:
         report = build_report([trial.folder for trial in done])
         lines += [*format_table(tabulate(report)), "", SPREAD, ""]
-        lines += [f"* {note}" for note in (*plan.notes, *report.notes)]
+        lines += [f"* {escape(note)}" for note in (*plan.notes, *report.notes)]
         lines += [""] * bool(plan.notes or report.notes)
     lines += _list_missing(plan, [trial for trial in plan.trials if not trial.is_done])
     return "\n".join(lines).rstrip() + "\n"

@@ -4,7 +4,8 @@ Writes the token ids of all documents of [[data.sources]], held-out ones too, to
 read back before it counts, and prints the sources that read them. It does not tokenize
 [[validation.sets]]: for them name their files as data.sources, with validation off. The same
 command goes on where it was interrupted. Exit code 0 done; 1 if a file cannot be written; 2 bad
-usage or data; 130 after Ctrl-C; what went wrong is one line on stderr that starts with `error: `.
+usage or data; 130 if stopped by a signal; what went wrong is one line on stderr
+that starts with `error: `.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from recipes.command import ArgumentParser, report_error
+from recipes.command import ArgumentParser, path, report_error
+from recipes.config.arguments import check_used
 from recipes.config.parts import build_data
 from recipes.config.rules import check_files, check_settings
 from recipes.config.settings import resolve_settings
@@ -27,13 +29,18 @@ from recipes.data.inputs import (
 )
 from recipes.data.sources import SourceFile, find_files
 from recipes.data.tokenizer import digest_tokenizer, resolve_tokenizer_path
+from recipes.run.folder import check_is_writable
 from recipes.run.lock import RunLock
+
+USED = ("job.config_file", "model.*", "tokenizer.*", "data.*", "validation.*")
+"""Options of the configuration that matter: of the data, and of what is checked with them."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command; the exit code."""
     try:
         given, overrides = _parse(arguments)
+        check_is_writable(str(given.output), "--output")
         settings = resolve_settings(None, overrides)
         check_settings(settings)
         check_files(settings)
@@ -45,9 +52,6 @@ def main(arguments: Sequence[str]) -> int:
         return report_error(error, 2)
     except OSError as error:
         return report_error(error, 1)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on.")
-        return 130
     return 0
 
 
@@ -122,14 +126,15 @@ def _check_content(output: Path, files: Mapping[str, Sequence[SourceFile]]) -> N
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command's own arguments, and the configuration's. Raises ValueError."""
     parser = ArgumentParser(
-        prog="tokenize_data.py", description=(__doc__ or "").partition(":")[0], allow_abbrev=False,
+        prog="tokenize_data.py", description=(__doc__ or "").partition(":")[0],
         epilog="--job.config_file and any other --table.key value are the configuration's.",
     )  # fmt: skip
     add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="where the Parquet files go")
+    add("--output", type=path, required=True, metavar="DIR", help="where the Parquet files go")
     add("--workers", type=int, default=os.cpu_count(), metavar="N",
         help="processes (default: one for each CPU)")  # fmt: skip
     given, overrides = parser.parse_known_args(arguments)
     if given.workers < 1:
         raise ValueError(f"--workers ({given.workers}) must be at least 1.")
+    check_used(overrides, USED)
     return given, overrides

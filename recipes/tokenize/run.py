@@ -2,13 +2,13 @@
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 from recipes.data.encoder import BosRule, Encoder
+from recipes.stop import survive_signals
 from recipes.tokenize.parts import Part, Written, write_part
 
 _encoder: Encoder | None = None
@@ -54,13 +54,17 @@ def write_parts(
             "--workers: a worker process died, perhaps of too little memory. The same command goes "
             "on where it ended; lower --workers if it does so again."
         ) from error
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.kill()  # a part may take minutes, and one that is not complete is made again
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(tokenizer: str, bos: BosRule) -> None:
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for all: no traceback of each
+    survive_signals(worker=0)  # what is sent to all is for the parent to act on
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process is one worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _encoder = load_encoder(tokenizer, bos)

@@ -413,14 +413,14 @@ DIRECTORY = [
     Case("weights without projector", "has no projector|has a projector",
          elsewhere(*FULL, "--nitp.enable=false"), 1),
     Case("weights from nowhere", "initial_load_path",
-         elsewhere("--checkpoint.allow_pickle", "--checkpoint.initial_load_path=/nowhere"), 1),
+         elsewhere("--checkpoint.allow_pickle", "--checkpoint.initial_load_path=/nowhere")),
     Case("weights cut off", "__0_0.distcp has .* of .* bytes",
          lambda folder: (cut(folder / "run", "__0_0.distcp"), elsewhere(*FULL)(folder))[1], 1),
-    Case("weights that are no checkpoint", "initial_load_path|metadata",
+    Case("weights that are no checkpoint", "initial_load_path .* no complete DCP checkpoint",
          lambda folder: [
              *elsewhere(*FULL)(folder), f"--checkpoint.initial_load_path={folder / 'log'}"
-         ], 1),
-    Case("not Hugging Face weights", "has no config.json",
+         ]),
+    Case("not Hugging Face weights", "is a DCP checkpoint, and checkpoint.initial_load_in_hf",
          elsewhere("--checkpoint.initial_load_in_hf")),
     Case("a lock that is a link", "run.lock is a link that leads nowhere",
          after(lambda run: (run / "run.lock").symlink_to("gone"))),

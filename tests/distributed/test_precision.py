@@ -18,7 +18,7 @@ from tests.distributed.cells import MODELS, Cell, check, run_cells
 
 BFLOAT16 = "--training.mixed_precision_param=bfloat16"
 # As in TorchTitan's own float8 recipes, unembedding and router stay in high precision.
-FLOAT8 = ["--float8.enable", "--float8.emulate", "--float8.filter_fqns=lm_head,router.gate"]
+FLOAT8 = ["--float8.enable", "--float8.emulate", "--float8.filter_fqns=lm_head"]
 FLOAT8_PROJECTOR = [*FLOAT8, "--float8.projector"]
 BALANCED = "--debug.moe_force_load_balance"  # experts by turns: no score decides
 
@@ -174,6 +174,8 @@ def test_the_projector_computes_in_float8_only_on_request(projector):
          "float8.projector (true) cannot convert nitp_projector.w2"),
         ([*FLOAT8_PROJECTOR, "--nitp.projector=none"],
          "float8.projector (true) has nothing to convert"),
+        ([*FLOAT8, "--float8.filter_fqns=lm_haed"], "Did you mean lm_head?"),
+        ([*FLOAT8, "--float8.filter_fqns=w,lm_head"], "float8.enable (true) converts no linear"),
     ],
 )  # fmt: skip
 def test_what_float8_cannot_do_is_refused_by_name(overrides, message):
@@ -182,7 +184,7 @@ def test_what_float8_cannot_do_is_refused_by_name(overrides, message):
 
 
 def test_a_baseline_may_keep_the_projectors_option():
-    load_config(MODELS["dense"], [*FLOAT8_PROJECTOR, "--nitp.enable=false"])
+    load_config(MODELS["dense"], FLOAT8_PROJECTOR, ["--nitp.enable=false"])
 
 
 def test_float8_without_torchao_names_the_package(monkeypatch):

@@ -7,6 +7,7 @@ import torch.distributed.checkpoint as dcp
 
 from recipes.config import load_config
 from recipes.config.settings import resolve_settings, save_settings
+from tests.launch import compose
 
 DENSE, MOE = "train_configs/debug.toml", "train_configs/debug_moe.toml"
 SMALL = [
@@ -24,7 +25,7 @@ def build_state(config: str, overrides: list[str]) -> dict[str, object]:
     router has a selection bias.
     """
     torch.manual_seed(0)
-    trainer_config = load_config(config, overrides)
+    trainer_config = load_config(config, compose(overrides))
     model = trainer_config.model_spec.model.build()
     with torch.no_grad():
         model.init_states()
@@ -48,7 +49,7 @@ def build_state(config: str, overrides: list[str]) -> dict[str, object]:
 
 def save_run(folder: Path, config: str, overrides: list[str]) -> dict[str, object]:
     """Write a run directory; returns the checkpoint's state."""
-    save_settings(resolve_settings(config, overrides), folder / "config.toml")
+    save_settings(resolve_settings(config, compose(overrides)), folder / "config.toml")
     state = build_state(config, overrides)
     save_checkpoint(folder, state)
     return state

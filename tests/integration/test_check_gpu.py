@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from recipes.gpu_check import command, cost, trained
+from recipes.gpu_check import command, cost, report, trained
 from recipes.gpu_check.cost import Timing, find_disagreement, find_ratios, plan, summarise
 from recipes.gpu_check.report import describe_platform, write_report
 from recipes.gpu_check.section import Section
@@ -23,7 +23,11 @@ from tests.waiting import DEADLINE_S, wait_until
 
 
 def make_curves(**changes) -> dict[str, dict[int, float]]:
-    curves = {NTP: {1: 9.0, 5: 7.0}, NITP: {1: 1.0, 5: 0.2}, "grad_norm": {1: 2.0, 5: 1.0}}
+    curves = {
+        NTP: {1: 9.0, 5: 7.0}, NITP: {1: 1.0, 5: 0.2}, "grad_norm": {1: 2.0, 5: 1.0},
+        "validation_metrics/loss": {5: 6.5}, "time_metrics/end_to_end(s)": {1: 0.5, 5: 0.25},
+        "memory/max_reserved(GiB)": {1: 1.0, 5: 2.0},
+    }  # fmt: skip
     return curves | changes
 
 
@@ -59,14 +63,16 @@ def test_a_command_that_fails_or_hangs_is_reported_with_its_error_and_log(monkey
     monkeypatch.setattr(
         trained, "run_command", lambda arguments, *_: outputs[Path(arguments[3]).name]
     )
-    section, runs = trained.check_recipes("cpu", 1, tmp_path, 10)
+    section, runs = Section("recipes"), dict[str, Path]()
+    trained.check_recipes(section, runs, "cpu", 1, tmp_path, 10)
     assert runs == {} and not section.has_passed
     assert section.problems == [
         "dense: exit code 1: error: nitp.weight (x) is wrong.",
         "moe: exit code 124: no end within 3 s",
     ]
     assert section.logs["recipe-dense"].startswith("noise")
-    exports = trained.check_exports(runs, "cpu", tmp_path, 10)
+    exports = Section("exports")
+    trained.check_exports(exports, runs, "cpu", tmp_path, 10)
     assert sorted(exports.not_run) == ["dense: its training failed", "moe: its training failed"]
     assert not exports.has_passed
 
@@ -74,17 +80,15 @@ def test_a_command_that_fails_or_hangs_is_reported_with_its_error_and_log(monkey
 @pytest.mark.parametrize(("device", "wants_graphs"), [("cpu", []), ("cuda", ["dense"])])
 def test_a_run_that_ends_well_is_judged_by_its_curves(monkeypatch, tmp_path, device, wants_graphs):
     """On a GPU the dense recipe must have been captured too; experts cannot be."""
-    curves = make_curves(**{
-        "validation_metrics/loss": {5: 6.5}, "time_metrics/end_to_end(s)": {1: 0.5, 5: 0.25},
-        "memory/max_reserved(GiB)": {1: 1.0, 5: 2.0},
-    })  # fmt: skip
+    curves = make_curves()
     monkeypatch.setattr(trained, "run_command", lambda *_: (0, "step 5", 9.0))
     monkeypatch.setattr(
         trained,
         "read_curves",
         lambda run: curves if run.name == "dense" else curves | {NTP: {5: 6}},
     )
-    section, runs = trained.check_recipes(device, 1, tmp_path, 10)
+    section, runs = Section("recipes"), dict[str, Path]()
+    trained.check_recipes(section, runs, device, 1, tmp_path, 10)
     captured = "no step was captured as a CUDA graph, TorchTitan's default"
     assert section.problems == [
         *(f"{model}: {captured}" for model in wants_graphs),
@@ -101,7 +105,8 @@ def test_a_run_that_ends_well_is_judged_by_its_curves(monkeypatch, tmp_path, dev
 def test_an_export_that_differs_is_a_problem(monkeypatch, tmp_path):
     output = "error: logits differ by 0.3, at most 0.0001 is allowed."
     monkeypatch.setattr(trained, "run_command", lambda *_: (1, output, 1.0))
-    section = trained.check_exports({"dense": tmp_path}, "cpu", tmp_path, 10)
+    section = Section("exports")
+    trained.check_exports(section, {"dense": tmp_path}, "cpu", tmp_path, 10)
     assert section.problems == [f"dense: exit code 1: {output}"]
 
 
@@ -214,7 +219,8 @@ def test_an_arm_that_fails_or_has_no_time_is_reported_and_the_others_are_timed(m
 
     monkeypatch.setattr(cost, "run_cases", run)
     monkeypatch.setattr(cost, "NUM_ROUNDS", 2)
-    section = cost.measure_cost("cpu", 1, deadline_s=0.0)
+    section = Section("cost")
+    cost.measure_cost(section, "cpu", 1, deadline_s=0.0)
     assert section.problems == [
         "NTP, no graphs, round 1: rank 1 of 2: it broke",
         "NITP, no graphs, round 1: L_NTP of step 1 is 7.500000, not 7.000000 as with TorchTitan",
@@ -250,7 +256,8 @@ def test_a_cell_that_differs_crashes_or_has_no_time_is_reported(monkeypatch, tmp
 
     monkeypatch.setattr(command, "select_cells", lambda *_: entries)
     monkeypatch.setattr(command, "format_report", report)
-    section = command.check_parity("cpu", 1, "*", 5.0, tmp_path)
+    section = Section("parity")
+    command.check_parity(section, "cpu", 1, "*", 5.0, tmp_path)
     names = [entry.id for entry in entries]
     assert section.problems == [f"{names[1]}: loss 0.5", f"{names[2]}: rank 1 of 2: it broke"]
     assert section.not_run == [f"{names[3]}: the time was up"]
@@ -284,9 +291,9 @@ def test_a_report_says_what_failed_what_was_left_out_and_on_what(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device=cuda"], "error: --device cuda: this machine has no CUDA device."),
+        (["--device=cuda"], "error: --device (cuda) needs a CUDA device."),
         (["--device=cpu", "--minutes=0"], "error: --minutes (0) must be greater than 0."),
-        (["--device=cpu", "--cells=fdsp"], "error: --cells fdsp fits no cell."),
+        (["--device=cpu", "--cells=fdsp"], "error: --cells (fdsp) fits no cell."),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, arguments, message):
@@ -301,18 +308,153 @@ def test_a_report_that_is_there_is_not_overwritten(tmp_path, capsys):
     assert (tmp_path / "report.md").read_text() == "mine"
 
 
-def test_a_failing_part_is_reported_and_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
-    def fail(*_):
-        return Section("runs", problems=["dense: exit code 1"], logs={"recipe-dense": "text"}), {}
+def stand_in(monkeypatch, **parts) -> None:
+    """Parts that need no training; `recipes`, `exports`, `parity` or `cost` does what is given."""
+    functions = {
+        "recipes": "check_recipes", "exports": "check_exports", "parity": "check_parity",
+        "cost": "measure_cost",
+    }  # fmt: skip
 
-    monkeypatch.setattr(command, "check_recipes", fail)
-    monkeypatch.setattr(command, "measure_cost", lambda *_: Section("cost", figures={"x": 1}))
-    arguments = ["--device=cpu", "--cells=cpu_offload", f"--output={tmp_path}"]
-    assert command.main(arguments) == 1
-    titles = [s["title"] for s in json.loads((tmp_path / "report.json").read_text())["sections"]]
-    assert titles[0] == "runs" and titles[-1] == "cost" and len(titles) == 4
-    assert (tmp_path / "recipe-dense.log").read_text() == "text"
-    assert "dense: exit code 1" in capsys.readouterr().out
+    def fine(section, *_):
+        section.figures["x"] = 1.0
+
+    for name, function in functions.items():
+        monkeypatch.setattr(command, function, parts.get(name, fine))
+
+
+def run_check(output: Path) -> tuple[int, list[dict]]:
+    """The exit code, and the sections of a report that is valid JSON."""
+
+    def refuse(constant: str):
+        raise AssertionError(f"{constant} is no JSON")
+
+    code = command.main(["--device=cpu", "--cells=cpu_offload", f"--output={output}"])
+    text = (output / "report.json").read_text()
+    return code, json.loads(text, parse_constant=refuse)["sections"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("part", ["recipes", "parity", "cost"])
+def test_a_figure_that_is_no_number_fails_its_part_and_the_others_run(
+    monkeypatch, tmp_path, part, value
+):
+    def nonfinite(section, *_):
+        section.figures["dense"] = {"fine": 1.0, "validation": value, "steps": [1.0, value]}
+
+    stand_in(monkeypatch, **{part: nonfinite})
+    code, sections = run_check(tmp_path)
+    index = ["recipes", "exports", "parity", "cost"].index(part)
+    assert code == 1 and [s["has_passed"] for s in sections] == [i != index for i in range(4)]
+    assert sections[index]["figures"]["dense"]["validation"] == str(value)
+    assert sections[index]["problems"] == [
+        f"dense: validation is {value}", f"dense: steps is {value}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("the worker process has ended:\nlog"), KeyError("x"), SystemExit(3),
+              StopIteration(), AssertionError(), MemoryError()],
+)  # fmt: skip
+@pytest.mark.parametrize("part", ["recipes", "exports", "parity", "cost"])
+def test_a_part_that_raises_keeps_what_it_found_and_the_others_run(
+    monkeypatch, tmp_path, part, error, capsys
+):
+    def broken(section, *_):
+        section.figures["y"] = 2.0
+        raise error
+
+    stand_in(monkeypatch, **{part: broken})
+    code, sections = run_check(tmp_path)
+    index = ["recipes", "exports", "parity", "cost"].index(part)
+    assert code == 1 and [s["has_passed"] for s in sections] == [i != index for i in range(4)]
+    assert sections[index]["figures"] == {"y": 2.0}
+    (problem,) = sections[index]["problems"]
+    assert problem.startswith(f"this part broke off: {type(error).__name__}")
+    assert "Traceback" in (tmp_path / f"part-{index + 1}.log").read_text()
+    assert problem in capsys.readouterr().out
+
+
+def test_an_interruption_leaves_a_report_of_all_parts(monkeypatch, tmp_path):
+    def interrupted(section, *_):
+        raise KeyboardInterrupt
+
+    stand_in(monkeypatch, parity=interrupted)
+    code, sections = run_check(tmp_path)
+    assert code == 130 and [s["has_passed"] for s in sections] == [True, True, False, False]
+    assert sections[2]["problems"] == ["interrupted"] and sections[3]["not_run"] == ["not begun"]
+
+
+def test_a_part_that_is_killed_with_the_check_is_named_in_the_report(monkeypatch, tmp_path):
+    """What the report says while a part runs is what it says if that never returns."""
+    seen = []
+
+    def look(section, *_):
+        seen.append(json.loads((tmp_path / "report.json").read_text())["sections"])
+
+    stand_in(monkeypatch, exports=look)
+    run_check(tmp_path)
+    assert [len(s["figures"]) for s in seen[0]] == [1, 0, 0, 0]
+    assert seen[0][1]["not_run"] == ["not finished when this report was written"]
+    assert [s["not_run"] for s in seen[0][2:]] == [["not begun"]] * 2
+
+
+def test_cells_and_arms_that_were_done_stay_when_the_rest_breaks_off(monkeypatch, tmp_path):
+    entry = select_cells("cpu", max_ranks=2, pattern="dense-[fc]*_2*")[0]
+
+    def report(selected, device, pattern, outcomes, deadline_s):
+        outcomes.append(
+            Outcome(entry, FLOAT32, comparison=SimpleNamespace(values=lambda: {"l": 0.0}))
+        )
+        yield from ["# Parity matrix", "command", "platform", "a row"]
+        raise RuntimeError("the worker process has ended")
+
+    monkeypatch.setattr(command, "format_report", report)
+    section = Section("parity")
+    with pytest.raises(RuntimeError):
+        command.check_parity(section, "cpu", 1, "*", 5.0, tmp_path)
+    assert section.figures == {entry.id: {"l": 0.0}} and section.text == ["a row"]
+
+    def run(cases, **_):
+        figures = make_timing("", "", 0, [0.1]).figures
+        yield (
+            cases[0],
+            Result(
+                [{NTP: 7.0, "loss_metrics/global_avg_loss": 7.0}], {}, {}, {}, [], 1, {}, [figures]
+            ),
+        )
+        raise RuntimeError("the worker process has ended")
+
+    monkeypatch.setattr(cost, "run_cases", run)
+    section = Section("cost")
+    with pytest.raises(RuntimeError):
+        cost.measure_cost(section, "cpu", 1, deadline_s=0.0)
+    assert section.figures["TorchTitan, no graphs"]["rounds"] == 1
+
+
+def test_a_recipe_that_logs_less_and_an_export_without_a_verdict_are_problems(
+    monkeypatch, tmp_path
+):
+    curves = make_curves()
+    del curves["validation_metrics/loss"]
+    monkeypatch.setattr(trained, "run_command", lambda *_: (0, "step 5", 9.0))
+    monkeypatch.setattr(trained, "read_curves", lambda run: curves)
+    section, runs = Section("recipes"), dict[str, Path]()
+    trained.check_recipes(section, runs, "cpu", 1, tmp_path, 10)
+    assert section.problems == [
+        f"{m}: not logged: validation_metrics/loss" for m in trained.CONFIGS
+    ]
+    assert section.figures["moe"]["L_NTP, last"] == 7.0 and runs == {}
+    exports = Section("exports")
+    trained.check_exports(exports, {"dense": tmp_path}, "cpu", tmp_path, 10)
+    assert exports.problems == ["dense: exit code 0: step 5"]
+
+
+def test_a_query_of_the_machine_that_hangs_does_not_fail_the_report(monkeypatch):
+    def hang(command, timeout, **_):
+        raise report.subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(report.subprocess, "run", hang)
+    assert describe_platform("cpu")["commit"].startswith("unknown (Command '['git',")
 
 
 @pytest.mark.slow

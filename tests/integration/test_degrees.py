@@ -72,10 +72,10 @@ def test_degrees_that_do_not_fit_the_model_are_refused_by_name(config, arguments
     ],
 )  # fmt: skip
 def test_a_stage_whose_weights_are_all_spared_decay_or_none_is_refused(arguments, alone):
-    load_config(DENSE, [*TWO_LAYERS, *arguments])
+    load_config(DENSE, TWO_LAYERS, arguments)
     message = f"optimizer.decay_norms_and_embeddings (false) needs .* but {re.escape(alone)}. Set "
     with pytest.raises(ValueError, match=message.replace("(false)", r"\(false\)")) as error:
-        load_config(DENSE, [*TWO_LAYERS, *arguments, NO_DECAY])
+        load_config(DENSE, TWO_LAYERS, [*arguments, NO_DECAY])
     assert "\n" not in str(error.value)
 
 
@@ -87,7 +87,7 @@ def test_a_stage_whose_weights_are_all_spared_decay_or_none_is_refused(arguments
     ],
 )
 def test_a_stage_with_a_layer_or_norm_and_unembedding_has_both_groups(arguments):
-    load_config(DENSE, [*TWO_LAYERS, *arguments, NO_DECAY])
+    load_config(DENSE, TWO_LAYERS, [*arguments, NO_DECAY])
 
 
 def test_experts_that_stay_whole_may_have_any_width():

@@ -19,8 +19,9 @@ from recipes.config.settings import resolve_settings
 from recipes.data.tokenizer import save_bpe_tokenizer
 from recipes.export import exporter
 from recipes.export import run as export_run
+from recipes.export.config import build_hf_config
 from recipes.export.request import ExportRequest
-from recipes.export.run import build_hf_config, prepare_export
+from recipes.export.run import prepare_export
 from recipes.platform.cpu import build_float32_config
 from tests.integration.export_runs import (
     DENSE,
@@ -30,6 +31,7 @@ from tests.integration.export_runs import (
     save_checkpoint,
     save_run,
 )
+from tests.launch import compose
 from tests.unit.test_export_tokenizer import save_tokenizer
 
 # isort: split
@@ -119,7 +121,7 @@ def test_weights_are_rounded_to_the_dtype_and_the_selection_bias_is_not(folders,
 def test_training_accepts_the_folder_to_continue_from(folders, name):
     config, overrides, _ = MODELS[name]
     path = f"--checkpoint.initial_load_path={folders[name]}"
-    load_config(config, [*overrides, path, "--checkpoint.initial_load_in_hf"])
+    load_config(config, compose([*overrides, path, "--checkpoint.initial_load_in_hf"]))
 
 
 def test_the_tokenizer_gives_what_generate_takes(folders):
@@ -177,7 +179,7 @@ def test_readers_learn_the_context_and_the_special_tokens(folders, tmp_path):
     path = tmp_path / "t" / "tokenizer_config.json"
     path.write_text(json.dumps(read_json(path) | {"bos_token": "a"}))
     settings = resolve_settings(DENSE, [*SMALL, f"--tokenizer.path={tmp_path / 't'}"])
-    encoder = export_run._load_encoder(settings)
+    encoder = export_run.load_encoder(settings)
     named = build_hf_config(settings, build_model(settings), encoder, torch.bfloat16)
     assert (
         named["bos_token_id"] == read_json(tmp_path / "t" / "tokenizer.json")["model"]["vocab"]["a"]

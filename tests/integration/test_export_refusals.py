@@ -17,6 +17,7 @@ from recipes.config.settings import resolve_settings
 from recipes.export import run as export_run
 from recipes.export.checkpoint import find_checkpoint
 from recipes.export.command import main
+from recipes.export.final import check_model
 from tests.integration.export_runs import (
     DENSE,
     MOE,
@@ -44,8 +45,10 @@ def refuse(capsys, run: Path, *arguments: str, code: int) -> str:
     """Export `run`, expect `code`, one line on stderr and no output; returns the line."""
     output = run.parent / "out"
     before = sorted(path.name for path in run.parent.iterdir())
-    options = ["--run", str(run), "--output", str(output), "--verify", "keys", *arguments]
-    assert main(options) == code
+    usual = {"--run": f"--run={run}", "--output": f"--output={output}", "--verify": "--verify=keys"}
+    given = {argument.partition("=")[0] for argument in arguments}
+    options = [option for name, option in usual.items() if name not in given]
+    assert main([*options, *arguments]) == code
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith("error: ")
     assert printed.err.count("\n") == 1
@@ -113,10 +116,10 @@ def test_the_9b_model_is_compared_up_to_its_first_moe_layer(monkeypatch):
     settings = resolve_settings("train_configs/nitp_9b.toml", [])
     spec = export_run.build_model(settings)
     monkeypatch.setattr(export_run, "physical_memory_bytes", lambda: 8 * 2**30)
-    assert export_run._choose_depth(spec) == 2
+    assert export_run.choose_depth(spec) == 2
     monkeypatch.setattr(export_run, "physical_memory_bytes", lambda: 7 * 2**30)
     with pytest.raises(ValueError, match="takes 7 GiB of memory for this model at depth 2"):
-        export_run._choose_depth(spec)
+        export_run.choose_depth(spec)
 
 
 def test_softmax_scores_are_refused_before_training():
@@ -124,7 +127,7 @@ def test_softmax_scores_are_refused_before_training():
         "train_configs/debug_moe.toml", ["--model.router_score_func=softmax", "--export.enable"]
     )
     with pytest.raises(ValueError, match=r'^model\.router_score_func \("softmax"\) must be'):
-        export_run.check_model(settings)
+        check_model(settings)
 
 
 def test_an_unfinished_checkpoint_is_no_checkpoint(capsys, run):

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from recipes.config import load_config
 from recipes.parity.world import Case, run_world
 from tests.integration.hf_folders import RUNS, save_hf_folder
+from tests.launch import compose
 
 # isort: split
 
@@ -35,7 +36,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 def load(name: str, folder: Path | str, *extra: str):
     config, overrides = RUNS[name]
     path = f"--checkpoint.initial_load_path={folder}"
-    return load_config(config, [*overrides, path, "--checkpoint.initial_load_in_hf", *extra])
+    given = [*overrides, path, "--checkpoint.initial_load_in_hf", *extra]
+    return load_config(config, compose(given))
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -141,7 +143,8 @@ def test_nitp_turns_on_and_off_across_full_checkpoints_by_permission(tmp_path):
             "--lr_scheduler.warmup_steps=1", "--lr_scheduler.total_steps=6",
             "--validation.enable=false", "--metrics.log_freq=1", *extra,
         ]  # fmt: skip
-        command = [sys.executable, "-m", "recipes.train", "--job.config_file", config, *options]
+        command = [sys.executable, "-m", "recipes.train", "--job.config_file", config]
+        command += compose(options)
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 

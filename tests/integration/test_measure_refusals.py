@@ -60,7 +60,7 @@ OK = ["--model", "MODEL", "--data", "TEXT"]
         ([*OK, "--layers", "0,"], '--layers (0,) must be "all" or numbers such as 0,4,8'),
         ([*OK, "--layers", "4"], "--layers (4) must be from 0 to the number of layers of "),
         ([*OK, "--target-layer", "-1"], "--target-layer (-1) must be from 0 to the number of"),
-        (["--model", "TMP/none", "--data", "TEXT"], "none) is not a folder. Download the model"),
+        (["--model", "TMP/none", "--data", "TEXT"], "none) must be a folder, and does not exist"),
         (["--model", "TMP", "--data", "TEXT"], "has no config.json: no Hugging Face model folder"),
         ([*OK[:3], "TMP/*.txt"], "--data: data.sources[0].path (TMP/*.txt) matches no file"),
         ([*OK[:3], "TMP"], "--data: data.sources[0].path (TMP) is a folder"),

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from nitp.validate import NITPValidator
 from recipes.data import unigram
+from recipes.export import final
 from recipes.run.checkpoint_folder import find_steps
 from recipes.run.trainer import RunTrainer
+from recipes.stop import INTERRUPTED
 from tests.launch import (
     PIPELINE,
     SMALL,
@@ -25,6 +28,7 @@ from tests.launch import (
     start,
     wait,
 )
+from tests.waiting import block
 
 RUN = [*SMALL, "--lr_scheduler.total_steps=8", "--checkpoint.interval=2"]
 LONG = ["--training.steps=99999", "--lr_scheduler.total_steps=99999"]
@@ -100,6 +104,98 @@ def test_a_signal_ends_all_pipeline_stages_with_a_checkpoint_that_resumes(tmp_pa
         run([*arguments, f"--job.dump_folder={folder}"], tmp_path / "log", 2)
     assert read_curves(stopped) == read_curves(whole)
     assert_equal_states(*(load_state(run / "checkpoint" / "step-8") for run in (stopped, whole)))
+
+
+def say_when_validating(rank: int) -> None:
+    validate = NITPValidator.validate
+
+    def validate_aloud(self: NITPValidator, *arguments) -> None:
+        print("validating", flush=True)
+        validate(self, *arguments)
+
+    NITPValidator.validate = validate_aloud
+
+
+@pytest.mark.parametrize(
+    "layout", [[], pytest.param(PIPELINE, marks=pytest.mark.slow)], ids=["data", "pipeline"]
+)
+def test_a_signal_to_one_rank_in_a_validation_without_end_is_acted_on_in_it(tmp_path, layout):
+    folder = tmp_path / "run"
+    arguments = [*RUN, *layout, *LONG, f"--job.dump_folder={folder}", "--checkpoint.interval=100"]
+    ranks = start(
+        [*arguments, "--validation.enable=true", "--validation.freq=3",
+         "--validation.steps=1000000", "--export.enable", "--export.verify=keys"],
+        tmp_path / "log", 2, before=say_when_validating,
+    )  # fmt: skip
+    ranks[0].wait_for("validating")  # at step 1
+    ranks[1].send(signal.SIGUSR1)
+    assert wait(ranks) == [0, 0]
+    text = ranks[0].text()
+    assert text.count("The validation at step 1 is left out: asked to stop.") == 1
+    assert "Stopped by a signal to another rank after step 1 of 99." in text
+    assert "To resume: torchrun --nproc_per_node=2" in text and "xport" not in text
+    assert list(find_steps(folder / "checkpoint")) == [1]
+    assert not any(tag.startswith("validation") for tag in read_curves(folder))
+    arguments += ["--training.steps=2", "--lr_scheduler.total_steps=99"]
+    ranks = run([*arguments, "--validation.enable=true", "--validation.steps=1"], tmp_path, 2)
+    assert "Training starts at step 2" in ranks[0].text()
+
+
+def signal_oneself_where_it_loads(rank: int) -> None:
+    load = RunTrainer.load_state_dict
+
+    def load_and_signal(self: RunTrainer, state_dict: dict) -> None:
+        load(self, state_dict)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    RunTrainer.load_state_dict = load_and_signal
+
+
+def signal_oneself_where_it_builds(rank: int) -> None:
+    build = RunTrainer.init_distributed
+
+    def build_and_signal(self: RunTrainer):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return build(self)
+
+    RunTrainer.init_distributed = build_and_signal
+
+
+def test_a_signal_before_the_first_step_ends_a_start_that_leaves_all_as_it_was(tmp_path):
+    folder = tmp_path / "run"
+    arguments = [*RUN, f"--job.dump_folder={folder}", "--training.steps=2"]
+    (rank,) = start(arguments, tmp_path / "log", before=signal_oneself_where_it_builds)
+    assert rank.wait() == INTERRUPTED
+    assert "Stopped by SIGTERM before training began. The same command starts again." in rank.text()
+    assert "Traceback" not in rank.text() and not folder.exists()
+    run(arguments, tmp_path / "log")
+    arguments += ["--training.steps=4"]
+    (rank,) = start(arguments, tmp_path / "log", before=signal_oneself_where_it_loads)
+    assert rank.wait() == 0, rank.text()
+    assert "Stopped by SIGTERM after step 2 of 4." in rank.text()
+    assert list(find_steps(folder / "checkpoint")) == [2]
+
+
+def signal_oneself_where_it_exports(rank: int) -> None:
+    def export(settings):
+        os.kill(os.getpid(), signal.SIGINT)
+        block()
+
+    final.export_final = export
+
+
+def test_a_signal_in_the_export_ends_it_and_the_same_command_exports(tmp_path):
+    folder = tmp_path / "run"
+    arguments = [
+        *RUN, f"--job.dump_folder={folder}", "--training.steps=1", "--export.enable",
+        "--export.verify=keys",
+    ]  # fmt: skip
+    (rank,) = start(arguments, tmp_path / "log", before=signal_oneself_where_it_exports)
+    assert rank.wait() == INTERRUPTED
+    assert "Stopped by SIGINT in the export. The same command exports the" in rank.text()
+    assert "Traceback" not in rank.text() and not (folder / "run.lock").exists()
+    run(arguments, tmp_path / "log")
+    assert (folder / "exported" / "step-1" / "config.json").is_file()
 
 
 def test_data_that_run_out_end_the_run_saved_at_the_last_whole_step(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.run.checkpoint_folder import find_steps
-from tests.launch import SMALL
+from tests.launch import SMALL, compose
 from tests.waiting import DEADLINE_S, wait_until
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,8 @@ class Job:
         self.log = log
         self.process = subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-             f"--max-restarts={max_restarts}", "-m", "recipes.train", *SMALL, *arguments],
+             f"--max-restarts={max_restarts}", "-m", "recipes.train",
+             *compose([*SMALL, *arguments])],
             cwd=ROOT, stdout=log.open("w"), stderr=subprocess.STDOUT,
         )  # fmt: skip
 

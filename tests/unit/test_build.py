@@ -1,7 +1,9 @@
 """Each table of a run's settings reaches TorchTitan's configuration."""
 
+import json
 from operator import attrgetter
 
+import pytest
 from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
 
 from recipes.config import load_config
@@ -42,6 +44,13 @@ OPTIMIZER = {
 }
 
 
+PP = ["--parallelism.pipeline_parallel_degree=2", "--training.disable_cuda_graphs"]
+PARTS = "--parallelism.module_fqns_per_model_part="
+RECOMPUTE = "--activation_checkpoint.force_recompute_mm_shapes_by_fqns="
+LAYERS = [f"layers.{i}" for i in range(8)]
+FIRST, LAST = ["tok_embeddings", *LAYERS[:4]], [*LAYERS[4:], "norm", "lm_head"]
+
+
 def build(*overrides: str):
     return load_config("train_configs/debug.toml", overrides)
 
@@ -68,3 +77,31 @@ def test_activation_checkpointing_is_of_the_chosen_mode():
     assert build().activation_checkpoint is None
     for mode, kind in (("full", FullAC.Config), ("selective", SelectiveAC.Config)):
         assert type(build(f"--activation_checkpoint.mode={mode}").activation_checkpoint) is kind
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--model.max_seq_len=64"], r"^training.seq_len \(256\) must be .*model.max_seq_len.* 64"),
+        (["--training.seq_len=65536"], r"^training.seq_len \(65536\) must be at most .* 32768"),
+        (["--compile.enable", "--compile.backend=inductr"], "backend.*Did you mean inductor"),
+        (["--activation_checkpoint.mode=selective", f"{RECOMPUTE}atention"],
+         r'fqns \("atention"\) is part of no linear layer.*Did you mean attention\?'),
+        (["--override.imports=nope.thing"], r'override.imports \("nope.thing"\) .*No module named'),
+        (["--override.imports=thing"], r'override.imports \("thing"\) must be module.function'),
+        (["--override.imports=recipes.platform.overrides.float32_expert"],
+         "Did you mean float32_experts"),
+        ([*PP, PARTS + json.dumps([[*FIRST, "layer.4"], LAST])], "Did you mean layers.4"),
+        ([*PP, PARTS + json.dumps([FIRST, LAST[1:]])], "must have layers.4 in one of its parts"),
+        ([*PP, PARTS + json.dumps([[*FIRST, "layers.4"], LAST])], "must have each module once"),
+        ([*PP, PARTS + json.dumps([LAST, FIRST])], "in the model's order"),
+    ],
+)  # fmt: skip
+def test_a_name_that_the_model_does_not_have_is_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        build(*overrides)
+
+
+def test_names_that_the_model_has_are_taken():
+    build(*PP, PARTS + json.dumps([FIRST, LAST]))
+    build("--activation_checkpoint.mode=selective", f"{RECOMPUTE}w2,attention")

@@ -158,3 +158,11 @@ def test_a_folder_that_torchtitan_cannot_use_is_an_error(tmp_path: Path) -> None
     (tmp_path / "good" / "tokenizer_config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"^tokenizer\.path: .*config\.json is not a JSON object"):
         check_tokenizer(str(tmp_path / "good"))
+
+
+def test_a_user_without_a_home_directory_is_told_what_to_set(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user without a name
+    message = r"^tokenizer.path \(.*\) .* no home directory. Set XDG_CACHE_HOME"
+    with pytest.raises(ValueError, match=message):
+        resolve_tokenizer_path(EMBEDDED_TOKENIZER)

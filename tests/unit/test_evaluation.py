@@ -1,5 +1,6 @@
 """What a user writes to have models evaluated: suite files and the command's options."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -33,6 +34,9 @@ TASK = '[[tasks]]\nname = "a"\n'
         ('harness = "lm-eval"\n' + TASK + 'metric = "acc"\nnum_fewshot = -1', "at least 0"),
         ('harness = "lm-eval"\n' + TASK + 'metric = "acc"\nsubset = "en"', "subset has no effect"),
         ('harness = "mteb"\n' + TASK + 'shots = 3', "shots is no option"),
+        ('harness = "mteb"\n' + TASK + 'label = " "', "(a): label must not be empty"),
+        ('harness = "mteb"\n[[tasks]]\nname = ""', "name must not be empty"),
+        ('harness = "mteb"\ntasks = []', "at least one [[tasks]] table"),
         ('harness = "mteb"\n' + TASK + TASK, '2 tasks are called "a"'),
         ('harness = "mteb"\n' + TASK + 'data = "nowhere"', "is no folder"),
         ('harness = "lm-eval"\ntask_folders = ["nowhere"]\n' + TASK + 'metric = "acc"', "folder"),
@@ -46,7 +50,10 @@ def test_a_file_that_is_no_suite_is_one_line(tmp_path, text, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_models_and_runs_keep_the_order_they_are_given_in():
+def test_models_and_runs_keep_the_order_they_are_given_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "abcd":
+        (tmp_path / name).mkdir()
     request = parse_request(
         ["--run", "a", "b", "--model", "c", "--run", "d", "--suite", "paper", "--step", "7"]
     )
@@ -65,6 +72,7 @@ def test_models_and_runs_keep_the_order_they_are_given_in():
         ({"suite": "papr"}, "--suite (papr) must be one of"),
         ({"subjects": [Subject(folder="nowhere", is_run=False)]}, "is not a folder"),
         ({"subjects": [Subject(folder="nowhere", is_run=True)]}, "is not a run directory"),
+        ({"subjects": [Subject(folder="mute", is_run=False)]}, "mute) has no tokenizer (tok"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused_without_torch(tmp_path, changes, message):
@@ -72,6 +80,8 @@ def test_a_request_that_makes_no_sense_is_refused_without_torch(tmp_path, change
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "config.json").write_text("{}")
     (tmp_path / "one" / "model.safetensors").touch()
+    shutil.copytree(tmp_path / "one", tmp_path / "mute")
+    (tmp_path / "one" / "tokenizer.json").touch()
     request = EvaluateRequest(
         subjects=[Subject(folder=tmp_path / "one", is_run=False)],
         suite=str(tmp_path / "suite.toml"),

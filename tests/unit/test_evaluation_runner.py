@@ -173,3 +173,81 @@ def test_models_are_called_by_as_much_of_their_path_as_tells_them_apart(tmp_path
     assert [m.label for m in find_models(subjects, None)] == ["x/step-1", "x/step-2", "y/step-1"]
     with pytest.raises(ValueError, match="is given twice"):
         find_models([subjects[0], subjects[0]], None)
+
+
+def fail_at(suite, models, output, title):
+    """A runner whose task of that title fails; what it ran before is kept."""
+
+    class Harness(StandIn):
+        def evaluate(self, task):
+            if task.title == title:
+                raise RuntimeError(title)
+            return super().evaluate(task)
+
+    runner = Runner(suite, output, Harness())
+    runner.run(models)
+    return runner
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        # Of one name, by their labels.
+        (Task(name="t", label="one shot", num_fewshot=1), Task(name="t", label="none")),
+        # By signs that files cannot have, and by case.
+        (Task(name="a/b"), Task(name="a_b")),
+        (Task(name="t", label="a b"), Task(name="t", label="a/b")),
+        (Task(name="T"), Task(name="t")),
+        (Task(name="t", label="x" * 300), Task(name="t", label="x" * 299)),
+    ],
+)
+def test_a_success_leaves_the_log_of_another_task_that_failed(tmp_path, models, first, second):
+    suite = replace(SUITE, tasks=[first, second])
+    runner = fail_at(suite, models[:1], tmp_path / "out", first.title)
+    (line,) = runner.failures
+    assert first.title in Path(line.rpartition(": ")[2]).read_text()
+    # The one that is left succeeds, and with it goes its log alone.
+    Runner(suite, tmp_path / "out", StandIn()).run(models[:1])
+    assert not [*tmp_path.glob("out/failed/*")]
+
+
+def test_files_of_tasks_differ_where_the_case_of_letters_does_not_count(tmp_path, models):
+    suite = replace(SUITE, tasks=[Task(name=name) for name in ("T", "t", "t/", "t_")])
+    Runner(suite, tmp_path / "out", StandIn(failing=("t", "t/"))).run(models[:1])
+    for folder, num in (("results", 2), ("failed", 2)):
+        files = [path for path in (tmp_path / "out" / folder).rglob("*") if path.is_file()]
+        assert len({path.name.lower() for path in files}) == num
+
+
+def test_models_called_alike_but_for_a_sign_have_files_of_their_own(tmp_path):
+    """The same files in both: one loads, the other does not."""
+    for name in ("b c", "b_c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    models = find_models(
+        [Subject(folder=tmp_path / name, is_run=False) for name in ("b c", "b_c")], None
+    )
+
+    class Harness(StandIn):
+        def load(self, folder):
+            if folder.name == "b c":
+                raise OSError("no weights")
+            return super().load(folder)
+
+    runner = Runner(SUITE, tmp_path / "out", Harness())
+    assert [len(found) for found in runner.run(models).values()] == [0, 3]
+    (line,) = runner.failures
+    assert Path(line.rpartition(": ")[2]).is_file()
+
+
+def test_results_of_a_model_alone_are_found_beside_one_of_the_same_name(tmp_path):
+    """Its label is longer there."""
+    subjects = []
+    for name in ("first/model", "second/model"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(f'{{"name": "{name}"}}')
+        subjects.append(Subject(folder=tmp_path / name, is_run=False))
+    Runner(SUITE, tmp_path / "out", StandIn()).run(find_models(subjects[:1], None))
+    harness = StandIn()
+    Runner(SUITE, tmp_path / "out", harness).run(find_models(subjects, None))
+    assert harness.calls == ["model", "a", "b", "c"]

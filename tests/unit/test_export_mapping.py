@@ -9,7 +9,7 @@ from recipes.models.shapes import FLAVORS, DecoderShape
 # isort: split
 
 from nitp.checkpoint import without_projector
-from recipes.models.hf.config import build_config, build_generation_config
+from recipes.models.hf.config import build_config, build_generation_config, keep_original
 from recipes.models.hf.mapping import DecoderStateDictAdapter, model_shapes, plan_entries
 
 SMALL = {
@@ -131,3 +131,54 @@ def test_layers_that_differ_have_no_stock_architecture():
             bos_token_id=None,
             eos_token_id=0,
         )
+
+
+# ------------------------------------------------------------- of weights that training continued
+
+ORIGINAL = {
+    "_name_or_path": "x/y", "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+    "max_position_embeddings": 8192, "bos_token_id": 1, "eos_token_id": [2, 7], "pad_token_id": 5,
+    "initializer_range": 0.013, "attention_dropout": 0.1, "use_cache": False, "pretraining_tp": 1,
+    "torch_dtype": "float16", "dtype": "float16", "transformers_version": "4.1",
+    "rope_scaling": None, "rope_theta": 10_000.0, "layer_types": ["full_attention"] * 3,
+}  # fmt: skip
+
+
+def build_continued(original: dict, *, seq_len: int = 64, bos: int | None, eos: int | None):
+    model, _ = build(SHAPES["llama"])
+    config = build_config(
+        model, max_position_embeddings=seq_len, dtype=torch.bfloat16, bos_token_id=bos,
+        eos_token_id=eos,
+    )  # fmt: skip
+    return keep_original(config, original)
+
+
+def test_what_training_did_not_change_is_that_of_the_original():
+    config = build_continued(ORIGINAL, bos=None, eos=2)
+    names = (
+        "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+        "initializer_range", "attention_dropout", "use_cache", "pretraining_tp",
+    )  # fmt: skip
+    for key in names:
+        assert config[key] == ORIGINAL[key], key
+    assert config["torch_dtype"] == "bfloat16" and config["hidden_size"] == 32
+    for key in ("_name_or_path", "dtype", "transformers_version", "rope_scaling", "layer_types"):
+        assert key not in config
+
+
+def test_what_training_changed_is_trainings():
+    config = build_continued(ORIGINAL, seq_len=16384, bos=3, eos=4)
+    assert config["max_position_embeddings"] == 16384
+    assert (config["bos_token_id"], config["eos_token_id"]) == (3, 4)
+    without = build_continued({"model_type": "llama"}, bos=None, eos=4)
+    assert without["max_position_embeddings"] == 64 and without["eos_token_id"] == 4
+
+
+def test_generation_is_as_the_original_says_with_the_tokens_of_training():
+    config = build_continued(ORIGINAL, bos=None, eos=2)
+    ids = {"bos_token_id": 1, "eos_token_id": [2, 7], "pad_token_id": 5}
+    assert build_generation_config(config) == ids
+    original = {"temperature": 0.6, "eos_token_id": [2, 7, 8]}
+    assert build_generation_config(config, original) == ids | original
+    other = build_continued(ORIGINAL, bos=None, eos=4)
+    assert build_generation_config(other, original)["eos_token_id"] == 4

@@ -199,7 +199,7 @@ def test_what_is_turned_off_later_takes_its_default_and_stays_off_when_saved(tmp
     base, run, saved = (tmp_path / name for name in ("base.toml", "run.toml", "saved.toml"))
     base.write_text('[model]\nflavor = "debug"\n[validation]\nenable = true\nfreq = 3\n')
     run.write_text('[job]\nextends = "base.toml"\n[validation]\nenable = false\n')
-    settings = resolve_settings(str(run), ["--nitp.target_layer=2", "--nitp.enable=false"])
+    settings = resolve_settings(str(run), ["--nitp.target_layer=2"], ["--nitp.enable=false"])
     assert settings.values["validation"]["freq"] == 10  # TorchTitan's
     assert settings.values["nitp"]["target_layer"] == 5
     save_settings(settings, saved)
@@ -211,6 +211,40 @@ def test_in_one_file_order_does_not_matter(tmp_path):
     config.write_text('[model]\nflavor = "debug"\n[validation]\nfreq = 3\nenable = false\n')
     with pytest.raises(SettingsError, match=r"run.toml: validation.freq \(3\) has no effect"):
         resolve_settings(str(config), [])
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+@pytest.mark.parametrize(
+    ("switch", "option"),
+    [
+        ("geometry.enable=false", "geometry.layers=1"),
+        ("nitp.weight=0", "float8.projector=true"),
+        ("parallelism.context_parallel_load_balancer=headtail",
+         "parallelism.context_parallel_ptrr_mask_key=x"),
+    ],
+)  # fmt: skip
+def test_on_one_command_line_order_does_not_matter(switch, option, is_reversed):
+    arguments = [f"--{option}", f"--{switch}"]
+    more = ["--float8.enable", "--parallelism.context_parallel_degree=2", "--model.flavor=debug"]
+    name = option.partition("=")[0]
+    with pytest.raises(SettingsError, match=rf"^command line: {name} \(.* has no effect"):
+        resolve_settings(None, [*more, *(arguments[::-1] if is_reversed else arguments)])
+    resolve_settings(None, [*more, f"--{option}"], [f"--{switch}"])  # a program's, one by one
+
+
+def test_of_files_in_a_list_the_later_turns_off_what_the_earlier_sets(tmp_path):
+    """However many files the earlier one extends itself."""
+    for name, text in (
+        ("deep", '[model]\nflavor = "debug"\n'),
+        ("first", '[job]\nextends = "deep.toml"\n[geometry]\nlayers = [1]\n'),
+        ("second", "[geometry]\nenable = false\n"),
+        ("run", '[job]\nextends = ["first.toml", "second.toml"]\n'),
+        ("reversed", '[job]\nextends = ["second.toml", "first.toml"]\n'),
+    ):
+        (tmp_path / f"{name}.toml").write_text(text)
+    assert resolve_settings(str(tmp_path / "run.toml"), []).values["geometry"]["layers"] == []
+    with pytest.raises(SettingsError, match=r"first.toml: geometry.layers \(\[1\]\) has no eff"):
+        resolve_settings(str(tmp_path / "reversed.toml"), [])
 
 
 def test_every_rule_names_options_that_exist():

@@ -312,8 +312,10 @@ def test_a_run_that_the_deadline_ends_is_out_of_time_and_not_failed(monkeypatch,
     ("arguments", "message"),
     [
         (["--ranks-per-device=0"], "error: --ranks-per-device (0) must be at least 1."),
-        (["--only", "fdsp"], "error: --only fdsp fits no cell."),
-        (["--device", "cuda"], "error: --device cuda: this machine has no CUDA device."),
+        (["--only", "fdsp"], "error: --only (fdsp) fits no cell."),
+        (["--ranks-per-device=2"], "error: --ranks-per-device (2) has no effect with --device cpu"),
+        (["--output=x", "--output=y"], "error: command line: --output is given twice."),
+        (["--device", "cuda"], "error: --device (cuda) needs a CUDA device."),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, arguments, message):

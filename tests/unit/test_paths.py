@@ -9,6 +9,7 @@ import pytest
 from recipes.config.paths import RUN_PATHS
 from recipes.config.rules import check_settings
 from recipes.config.settings import Settings, SettingsError, resolve_settings
+from recipes.data.inputs import INPUTS_FILE
 from recipes.run.folder import check_run_folder, save_config
 
 FLAVOR = ["--model.flavor=debug", "--checkpoint.enable"]
@@ -34,6 +35,13 @@ def change(settings: Settings, option: str, value: str) -> Settings:
         ("a\0b", "must be a name below job.dump_folder"),
         ("config.toml", "must not be or hold config.toml, which is the run's own"),
         ("run.lock/x", "must not be or hold run.lock, which is the run's own"),
+        ("run.lock.removal", "must not be or hold run.lock.removal, which is the run's own"),
+        ("run.lock.0a", "must not be or hold run.lock.0a, which is the run's own"),
+        ("config.unfinished", "must not be or hold config.unfinished, which is the run's own"),
+        ("structured_logs/x", "must not be or hold structured_logs, which is the run's own"),
+        (INPUTS_FILE, f"must not be or hold {INPUTS_FILE}, which is the run's own"),
+        ("Config.TOML", "must not be or hold config.toml, which is the run's own"),
+        ("Run.Lock.Removal/x", "must not be or hold Run.Lock.Removal, which is the run's own"),
     ],
 )
 def test_what_a_run_writes_is_inside_its_directory_under_a_name_of_its_own(option, value, rule):

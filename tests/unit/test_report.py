@@ -148,7 +148,10 @@ def test_a_validation_in_the_first_half_is_no_headline(tmp_path):
     ]
     report = build_report(folders)
     assert [row.measure.tag for row in report.headline] == [tags.NTP]
-    assert "The last validation that all runs have is at step 1 of 7." in report.notes
+    assert (
+        "The last validation is before the end: ntp at step 1 of 7, nitp at step 1 of 7."
+        in report.notes
+    )
 
 
 def test_a_loss_that_is_not_finite_is_said(tmp_path):
@@ -192,28 +195,6 @@ def test_runs_of_one_seed_count_once_in_pairs(tmp_path):
     assert difference.estimate.num == 2
     assert difference.estimate.mean == pytest.approx(0.9, abs=1e-6)
     assert any("NTP has seed 1 more than once (a, b)" in note for note in report.notes)
-
-
-def test_a_row_is_taken_where_all_runs_are(tmp_path):
-    folders = [
-        write_run(tmp_path / "ntp", {tags.NTP: {2: 8.0, 4: 7.0, 6: 6.0}}, steps=6),
-        write_run(tmp_path / "nitp", {tags.NTP: {2: 8.5, 4: 7.5}, tags.NITP: {2: 1.0}}, steps=6),
-    ]
-    report = build_report(folders)
-    row = row_of(report, tags.NTP)
-    assert row.step == 4 and show_difference(row, "NITP") == "+0.5000"
-    assert "nitp ends at step 4 of 6." in report.notes
-    assert any("the longest at 6, nitp at 4." in note for note in report.notes)
-
-
-def test_runs_without_a_step_in_common_are_said(tmp_path):
-    folders = [
-        write_run(tmp_path / "ntp", {tags.NTP: {2: 8.0}}),
-        write_run(tmp_path / "nitp", {tags.NTP: {3: 8.0}, tags.NITP: {3: 1.0}}),
-    ]
-    report = build_report(folders)
-    note = next(note for note in report.notes if note.startswith("Not logged, "))
-    assert "at no step that all runs logged: validation loss, training loss," in note
 
 
 def test_a_tag_that_some_runs_lack_is_said_with_their_names(tmp_path):

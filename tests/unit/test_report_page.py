@@ -12,7 +12,7 @@ from PIL import Image
 
 from recipes.report import command, tags
 from recipes.report.drawing import MAX_POINTS_AS_LINES
-from recipes.report.figures import draw_figures
+from recipes.report.figures import PANEL_FONT, draw_figures
 from recipes.report.panels import Curves, Depth, Differences, Panel, View
 from recipes.report.report import Report, build_report
 from recipes.report.specs import SPECS
@@ -267,7 +267,7 @@ def test_the_page_has_both_themes_and_figures_follow_them(written):
     text = (written / "report.html").read_text()
     assert "prefers-color-scheme: dark" in text and '[data-theme="dark"]' in text
     figures = re.findall(r"<svg role.*?</svg>", text, flags=re.DOTALL)
-    assert len(figures) == 9
+    assert text.count("<figure id=") == 9 and len(figures) == text.count('<p class="panel">') > 9
     for figure in figures:
         assert TEXT not in figure and "currentColor" in figure and "var(--grid)" in figure
 
@@ -322,6 +322,51 @@ def test_figures_of_an_earlier_report_are_gone(tmp_path):
         assert {path.stem for path in output.glob("*.png")} == figures
 
 
+@pytest.mark.parametrize("name", ["loss.png", "report.html", "comparison.md", "cost.png"])
+def test_files_that_no_report_wrote_are_neither_replaced_nor_removed(tmp_path, capsys, name):
+    run = write_run(tmp_path / "run", {tags.NTP: NTP_CURVE})
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / name).write_text("mine")
+    error = refused([str(run), "--output", str(output)], capsys)
+    assert f"--output ({output}) has a {name} that no earlier report wrote." in error
+    assert [path.read_text() for path in output.iterdir()] == ["mine"]
+
+
+def test_files_of_other_names_do_not_matter(tmp_path):
+    run = write_run(tmp_path / "run", {tags.NTP: NTP_CURVE})
+    (tmp_path / "mine.png").write_text("mine")
+    for _ in range(2):
+        assert command.main([str(run), "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "mine.png").read_text() == "mine"
+
+
+# A telephone: 390 pixels wide, of which the margins take 40.
+NARROW = 350
+
+
+def test_text_of_figures_has_11_pixels_on_a_telephone(written):
+    text = (written / "report.html").read_text()
+    widths = [float(w) for w in re.findall(r'<svg role[^>]*viewBox="0 0 ([0-9.]+) ', text)]
+    assert len(widths) > 9
+    assert min(NARROW / width * PANEL_FONT for width in widths) >= 11
+    # The letters are paths, scaled from the font's 1000s: the axes have no smaller ones.
+    scales = {float(s) for s in re.findall(r"scale\((0\.[0-9]+) -", text)}
+    assert scales and min(scales) >= PANEL_FONT / 100 - 1e-9
+    assert "min-width: 34rem" not in text and "minmax(min(100%, 21.5rem), 1fr)" in text
+
+
+def test_a_cell_is_named_where_columns_do_not_fit(written):
+    """Below 40 rem rows are blocks, and each cell shows the name of its column."""
+    text = (written / "report.html").read_text()
+    for table in re.findall(r"<table>.*?</table>", text, flags=re.DOTALL):
+        head, *rows = table.split("<tr>")[1:]
+        columns = re.findall(r'<th scope="col">(.*?)</th>', head)
+        for row in rows:
+            assert re.findall(r'data-label="(.*?)"', row) == columns[1:]
+    assert "td::before { content: attr(data-label)" in text
+
+
 def test_names_are_text_in_the_page(tmp_path):
     runs = [tmp_path / "a$\\frac$&<b>", tmp_path / "c|d"]
     for run in runs:
@@ -334,9 +379,39 @@ def test_names_are_text_in_the_page(tmp_path):
     assert "| c\\|d |" in (output / "comparison.md").read_text()
 
 
+HOSTILE = "</script>]](x) `a` | $\\frac$ *b* \"'> --> [c](d) {0} %s\n# e"
+
+
+def test_hostile_values_are_text_in_page_and_table(tmp_path):
+    """Of a configuration that this version did not write; and a name that begins as a heading."""
+    names = ["# _a", "_b <svg onload=x>"]
+    for i, name in enumerate(names):
+        write_run(tmp_path / name, {tags.NTP: NTP_CURVE, tags.RANK: {1: 2.0, 7: 3.0}},
+                  job__name=f"{HOSTILE}{i}", steps=9)  # fmt: skip
+    (tmp_path / names[1] / "config.toml").unlink()
+    write_run(tmp_path / "z", {tags.NTP: NTP_CURVE}, job__name=HOSTILE, steps=9)
+    output = tmp_path / "out"
+    runs = [str(tmp_path / name) for name in (*names, "z")]
+    assert command.main([*runs, "--output", str(output)]) == 0
+    page = (output / "report.html").read_text()
+    assert page.count("</script>") == page.count("<script>") == 1
+    assert "<svg onload" not in page and "_b &lt;svg onload=x&gt;" in page
+    lines = (output / "comparison.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("#")] == [
+        "# Comparison of runs", "## Runs", "## Losses", "## Final figures",
+        "## The groups' configurations differ in", "## Notes",
+    ]  # fmt: skip
+    assert any(line.startswith("* \\# _a") for line in lines)
+    tables = "\n".join(lines).split("\n\n")
+    for table in (text.splitlines() for text in tables if text.startswith("| ")):
+        assert len({len(re.split(r"(?<!\\)\|", row)) for row in table}) == 1
+    assert "\\`a\\`" in "".join(lines) and "[c\\](d)" in "".join(lines)
+
+
 def test_the_same_runs_give_the_same_page(written, view, tmp_path):
     page = (written / "report.html").read_text()
-    assert all(drawing.svg in page for drawing in draw_figures(view, tmp_path))
+    drawn = [panel.svg for drawing in draw_figures(view, tmp_path) for panel in drawing.panels]
+    assert len(drawn) > 9 and all(svg in page for svg in drawn)
 
 
 # ------------------------------------------------------------------------------------- command
@@ -399,12 +474,14 @@ def test_without_the_plotting_library_one_line_names_the_remedy(tmp_path, capsys
     )
 
 
-def test_bad_usage_is_one_line(capsys):
-    assert refused(["run"], capsys).startswith("error: the following arguments are required:")
+def test_bad_usage_is_one_line(tmp_path, capsys):
+    assert refused([str(tmp_path)], capsys).startswith(
+        "error: the following arguments are required:"
+    )
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
     run = write_run(tmp_path / "run", {tags.NTP: NTP_CURVE})
     (tmp_path / "out").write_text("")
-    assert command.main([str(run), "--output", str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().err.startswith("error: ")
+    error = refused([str(run), "--output", str(tmp_path / "out")], capsys)
+    assert error.startswith(f"error: --output ({tmp_path}/out) is no folder")

@@ -15,6 +15,7 @@ import pytest
 from recipes.config.settings import SettingsError
 from recipes.run import lock
 from recipes.run.lock import LOCK_FILE, RunLock, check_owner
+from recipes.run.owner import parse_owner
 from tests.waiting import DEADLINE_S, wait_for_state, wait_until
 
 BEAT_S = 0.1
@@ -256,6 +257,86 @@ def test_no_clock_of_another_host_is_trusted(tmp_path, monkeypatch, offset_s):
 def test_a_lock_without_a_name_is_that_of_a_process_killed_in_the_middle(tmp_path, hurry):
     (tmp_path / LOCK_FILE).touch()
     assert_taken_for_silence(tmp_path, 0.5)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"pid": pid} for pid in ("x", None, 1.5, 1e30, True, [], 0, -1, 2**31, 10**400)),
+        {"slurm_restart": "a"}, {"slurm_restart": None}, {"start_ticks": "x"}, {"start_ticks": 0.0},
+        {"start_ticks": float("nan")}, {"host": 5}, {"machine": 0}, {"slurm_job": []},
+        {"since": None}, {"host": "a\nb"}, {"host": "\x1b[2J"}, {"writes": 5}, {"writes": [None]},
+        {"more": 1},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_lock_with_values_of_another_kind_names_nobody(tmp_path, damage):
+    owner = dead(tmp_path / "run")
+    assert parse_owner(json.dumps(owner).encode()) is not None
+    assert parse_owner(json.dumps(owner | damage).encode()) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"5", b"[]", b"null", b'"x"', b"\xff\xfe\x00", b"[" * 100_000, b'{"a":' * 100_000,
+     b"9" * 5000, b"{}", b"{", bytes(range(256)) * 100],
+    ids=lambda content: repr(content[:8]),
+)  # fmt: skip
+def test_a_lock_that_is_damaged_is_waited_for_and_taken(tmp_path, content):
+    (tmp_path / LOCK_FILE).write_bytes(content)
+    assert_taken_for_silence(tmp_path, 0.5)
+
+
+def test_a_damaged_lock_whose_owner_writes_is_another_jobs(tmp_path):
+    path, count = tmp_path / LOCK_FILE, 0
+    path.write_bytes(b'{"pid": "x"}\n%012d' % count)
+    job = Job(tmp_path)
+    while job.answers.empty():
+        count += 1
+        with path.open("rb+") as file:
+            file.seek(13)
+            file.write(b"%012d" % count)
+    refusal, _ = job.answer()
+    assert refusal is not None and "belongs to another job: a process that cannot be" in refusal
+
+
+def test_a_lock_appears_with_its_owners_name_in_it(tmp_path, monkeypatch):
+    """However long the owner takes to write it: nobody finds one that is empty."""
+    write, found = os.write, []
+
+    def look_and_write(handle, data):
+        found.append((tmp_path / LOCK_FILE).exists())
+        return write(handle, data)
+
+    monkeypatch.setattr(os, "write", look_and_write)
+    with RunLock(str(tmp_path)):
+        assert found == [False]
+        assert os.listdir(tmp_path) == [LOCK_FILE], "and under no other name any more"
+        assert parse_owner((tmp_path / LOCK_FILE).read_bytes()).pid == os.getpid()
+
+
+def test_without_hard_links_the_lock_is_created_by_its_name(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with RunLock(str(tmp_path)):
+        assert os.listdir(tmp_path) == [LOCK_FILE]
+        refusal, _ = Job(tmp_path).answer()
+        assert refusal is not None and f"process {os.getpid()}" in refusal
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_link_that_was_made_though_its_answer_was_lost_is_the_lock(tmp_path, monkeypatch):
+    link = os.link
+
+    def link_twice(*arguments):
+        link(*arguments)
+        link(*arguments)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    with RunLock(str(tmp_path)):
+        assert os.listdir(tmp_path) == [LOCK_FILE]
 
 
 def test_a_process_killed_while_it_removed_a_lock_is_no_obstacle(tmp_path):

@@ -16,7 +16,12 @@ import os, signal, sys
 from pathlib import Path
 folder = Path(os.environ["FOLDER"])
 
+def end(*_):
+    print("ended before it had saved", flush=True)
+    sys.exit(1)
+
 def save(*_):
+    signal.signal(signal.SIGTERM, end)
     print("saving", flush=True)
     (folder / "saved").read_text()  # a pipe: until the test has written to it
     (folder / "signalled").touch()
@@ -71,13 +76,16 @@ def test_a_job_that_ends_by_itself_is_not_queued_again(start, tmp_path, status):
     assert command.endswith("-m recipes.train --job.config_file some.toml --training.steps 7\n")
 
 
-def test_a_signalled_job_lets_its_ranks_save_and_is_queued_again(start, tmp_path):
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signalled_job_lets_its_ranks_save_and_is_queued_again(start, tmp_path, first):
+    """Also where SLURM's SIGTERM follows the signal that gave notice."""
     os.mkfifo(tmp_path / "saved")
     job = start(status=None)
     assert job.stdout is not None
     assert job.stdout.readline() == "ready\n"
-    job.send_signal(signal.SIGTERM)
+    job.send_signal(first)
     assert job.stdout.readline() == "saving\n"
+    job.send_signal(signal.SIGTERM)
     wait_for_state(job.pid, "SZ")  # it waits, too; or it has ended, which would be wrong
     (tmp_path / "saved").write_text("go on")
     out, _ = job.communicate(timeout=DEADLINE_S)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -45,7 +46,7 @@ def test_the_speed_of_a_rank_is_its_rows_over_the_time_they_took(tmp_path, monke
         "--training.seq_len=64",
     ])  # fmt: skip
     monkeypatch.chdir(SCRIPTS.parent)
-    assert benchmark_data.main() == 0
+    assert benchmark_data.main(sys.argv[1:]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == [
         "| as configured | 1 | 2 | 128 | 128 | 128 | 128 |",
@@ -80,7 +81,7 @@ def test_speeds_of_text_and_of_token_ids_are_medians_beside_the_least_and_the_mo
         "--data.num_streams=8", "--training.seq_len=64",
     ])  # fmt: skip
     monkeypatch.chdir(SCRIPTS.parent)
-    assert benchmark_data.main() == 0
+    assert benchmark_data.main(sys.argv[1:]) == 0
     assert capsys.readouterr().out.splitlines()[-4:] == [
         "| documents | ranks | rows/s of a rank | tokens/s of a rank | tokens/s per process: least "
         "| median | most |",

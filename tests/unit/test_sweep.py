@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -117,7 +118,13 @@ def test_names_stay_unique_where_their_values_are_no_names(first, second, beginn
         (["--grid", "nitp.target_layer=3"], "has nitp.target_layer twice"),
         (["--grid", "data.seed=1,2"], "make the same run"),
         (["--grid", "job.dump_folder=a"], "names no setting of the training"),
-        (["--seeds", "0"], "--seeds (0) must be at least 1"),
+        (["--seeds", "3"], "--seeds is given twice"),
+        (["--nproc-per-node", "0"], "--nproc-per-node (0) must be at least 1"),
+        (["--nitp.target_layer=2"], "--nitp.target_layer (2) has no effect beside --grid"),
+        (["--job.dump_folder=x"], "--job.dump_folder (x) has no effect with --output"),
+        (["--baseline", "train_configs/debug_moe.toml"], 'has model.flavor = "debug_moe"'),
+        (["--baseline", "train_configs/debug_ntp.toml", "--job.config_file=x"], "is given twice"),
+        (["--grid", "data.sources=[{path='a\nb'}]"], "has a control character"),
         (["--debug.seed=none"], "debug.seed"),
         (["--checkpoint.enable=false"], "checkpoint.enable (false) must be true in a sweep"),
         (["--baseline", "train_configs/debug_ntq.toml"], "Did you mean train_configs/debug_ntp"),
@@ -308,6 +315,16 @@ def test_the_baseline_is_a_file_the_configuration_itself_or_none(tmp_path, capsy
     assert "--nitp.target_layer=1" in first("--baseline", "none")
 
 
+def test_options_of_nitp_alone_are_not_the_baselines(tmp_path, capsys):
+    """Where it would be a mistake to give them beside nitp.enable=false."""
+    more = ["--nitp.weight=0.5", "--nitp.enable", "--float8.enable", "--float8.projector"]
+    assert main(arguments(tmp_path, "--dry-run", *more)) == 0
+    baseline, run, *_ = capsys.readouterr().out.splitlines()
+    assert "nitp.weight" not in baseline and "float8.projector" not in baseline
+    assert baseline.count("nitp.enable") == 1 and "--float8.enable=true" in baseline
+    assert "--nitp.weight=0.5 --nitp.enable=true" in run and "--float8.projector=true" in run
+
+
 def test_each_point_has_a_baseline_that_differs_by_nitp_alone(tmp_path, capsys):
     assert main(arguments(tmp_path, "--grid", "optimizer.lr=1,2", "--dry-run")) == 0
     commands = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -354,6 +371,44 @@ def test_an_array_has_a_task_for_each_run_that_is_not_done(tmp_path):
         "--lr_scheduler.warmup_steps=1 --nitp.target_layer=1 --debug.seed=1 --data.seed=1 "
         f"--job.dump_folder={folder}/{ORDER[4]}\n"
     )
+
+
+@pytest.mark.parametrize("name", ["a b", "100%A", "it's $(touch PWNED) `x`;", '"q" \\'])
+def test_a_folders_name_is_no_part_of_an_array_but_a_name(tmp_path, name, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / name
+    given = arguments(folder, "--slurm")
+    if "$" in name:  # which begins no variable
+        assert main(given) == 2
+        return
+    assert main(given) == 0
+    script = (folder / "sweep.sbatch").read_text()
+    (output,) = (line for line in script.splitlines() if line.startswith("#SBATCH --output="))
+    logs = shlex.split(output.removeprefix("#SBATCH "))[0].removeprefix("--output=")
+    assert logs == f"{str(folder).replace('%', '%%')}/logs/%x-%A_%a.log"
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "train.sbatch").write_text('printf "%s\\n" "$@"\n')
+    printed = subprocess.run(
+        ["bash", folder / "sweep.sbatch"], cwd=tmp_path,
+        env=os.environ | {"SLURM_ARRAY_TASK_ID": "0"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert printed.stdout.endswith(f"--job.dump_folder={folder}/{ORDER[0]}\n")
+    queue = capsys.readouterr().out.splitlines()[0].partition(": ")[2]
+    assert shlex.split(queue) == ["sbatch", "--nodes=1", f"{folder}/sweep.sbatch"]
+
+
+@pytest.mark.parametrize("character", ["\n", "\r", "\x1b", "\u2028"])
+def test_a_newline_in_a_folders_name_never_gets_to_a_script(tmp_path, character, capsys):
+    (tmp_path / "x.toml").write_text(
+        f'[job]\nextends = "{ROOT}/train_configs/debug.toml"\n'
+        f'dump_folder = "{tmp_path}/x\\u{ord(character):04x}touch PWNED #"\n'
+    )
+    given = [f"--job.config_file={tmp_path / 'x.toml'}", *GRID, "--slurm"]
+    assert main(given) == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith("error: ") and captured.count("\n") == 1
+    assert "x.toml: job.dump_folder (" in captured and "has a control character" in captured
+    assert {path.name for path in tmp_path.iterdir()} == {"x.toml"}
 
 
 def test_the_table_of_what_is_done_needs_no_run(tmp_path, capsys):

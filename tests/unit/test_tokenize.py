@@ -277,6 +277,10 @@ def test_the_command_makes_what_is_missing_in_processes_and_prints_what_reads_it
     )
     assert read(tokenized, encoder) == expected
 
+    assert main([*command, "--nitp.weight=2"]) == 2
+    assert (
+        "nitp.weight (2) has no effect here, where job.config_file, mo" in capsys.readouterr().err
+    )
     with RunLock(str(output)):
         assert main(command) == 2
     error = capsys.readouterr().err
@@ -294,6 +298,7 @@ def test_the_command_makes_what_is_missing_in_processes_and_prints_what_reads_it
 
     with open(data.sources[0].path, "a") as file:
         file.write("no JSON\n")
+    command = [argument for argument in command if not argument.startswith("--output")]
     assert main([*command, f"--output={tmp_path / 'bad'}"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len([line for line in errors if line.startswith("error: ")]) == 1

@@ -19,6 +19,16 @@ T = TypeVar("T")
 _COMMON = {"hidden_act": "silu", "attention_dropout": 0.0, "use_cache": True}
 
 
+_FREE = ("attention_dropout", "use_cache", "sliding_window")
+"""Of `build_config`: what a reader of the weights may set otherwise, or what has no effect."""
+
+_FOLLOWS = {
+    "_name_or_path", "transformers_version", "auto_map", "quantization_config", "dtype",
+    "rope_scaling", "layer_types", "mlp_layer_types",
+}  # fmt: skip
+"""Of another config.json: what is about its own files, and what follows from other keys."""
+
+
 def build_config(
     model: Qwen3Model.Config,
     *,
@@ -67,10 +77,43 @@ def build_config(
     return head | config | {"use_sliding_window": False, "sliding_window": None}
 
 
-def build_generation_config(config: dict[str, Any]) -> dict[str, Any]:
-    """generation_config.json: the special tokens, and nothing about sampling."""
-    names = ("bos_token_id", "eos_token_id")
-    return {name: config[name] for name in names if config[name] is not None}
+def keep_original(config: dict[str, Any], original: dict[str, Any]) -> dict[str, Any]:
+    """`config` of a training that continued `original`'s weights, with what that says where the
+    training did not change it: special tokens that training does not have, positions beyond those
+    it used, and what does not change what the weights compute."""
+    kept = {key: value for key, value in original.items() if key not in _FOLLOWS}
+    ours = {key: value for key, value in config.items() if not (key in _FREE and key in kept)}
+    positions = kept.get("max_position_embeddings")
+    if isinstance(positions, int):
+        ours["max_position_embeddings"] = max(positions, config["max_position_embeddings"])
+    return {**config, **kept, **ours, **_choose_ids(config, kept)}
+
+
+def build_generation_config(
+    config: dict[str, Any], original: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """generation_config.json: the special tokens of `config`, and nothing about sampling but what
+    the `original` says, of the weights that training continued."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ids = {name: config[name] for name in names if config.get(name) is not None}
+    if original is None:
+        return ids
+    return {**ids, **original, **_choose_ids(ids, original)}
+
+
+def _choose_ids(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """BOS and EOS: a model may end with one of several tokens, of which training has one."""
+    chosen = dict[str, Any]()
+    for name in ("bos_token_id", "eos_token_id"):
+        trained, given = (_as_list(side.get(name)) for side in (ours, theirs))
+        side = theirs if {*trained} <= {*given} else ours
+        if name in side:
+            chosen[name] = side[name]
+    return chosen
+
+
+def _as_list(ids: Any) -> list[Any]:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def _glm4_moe(
