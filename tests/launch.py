@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context, set_forkserver_preload, set_start_method
@@ -26,6 +25,8 @@ import recipes.build  # noqa: F401  in the server, not in each fork
 from recipes import train
 from recipes.config.arguments import format_overrides, parse_overrides
 from recipes.config.idle import depends_on
+from recipes.run.trainer import RunTrainer
+from tests.waiting import DEADLINE_S, block, wait_until
 
 set_forkserver_preload([__name__])
 
@@ -74,21 +75,23 @@ class Rank:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
-    def wait(self, timeout_s: float = 60) -> int:
+    def wait(self) -> int:
         """The exit code, negative for a signal."""
-        self.process.join(timeout_s)
+        self.process.join(DEADLINE_S)
         if self.process.exitcode is None:
             self.process.kill()
-            raise TimeoutError(f"not ended after {timeout_s} s:\n{self.text()[-3000:]}")
+            raise TimeoutError(f"not ended after {DEADLINE_S:g} s:\n{self.text()[-3000:]}")
         return self.process.exitcode
 
-    def wait_for(self, text: str, timeout_s: float = 60) -> None:
+    def wait_for(self, text: str) -> None:
         """Until it has printed `text`. Fails if it ends without."""
-        deadline = time.monotonic() + timeout_s
-        while text not in self.text():
-            is_alive = self.process.is_alive() and time.monotonic() < deadline
-            assert is_alive or text in self.text(), f"no {text!r} in:\n{self.text()[-3000:]}"
-            time.sleep(0.01)
+
+        def has_printed() -> bool:
+            is_alive = self.process.is_alive()
+            return text in self.text() or not is_alive
+
+        wait_until(has_printed, self.text)
+        assert text in self.text(), f"no {text!r} in:\n{self.text()[-3000:]}"
 
 
 def start(
@@ -138,7 +141,7 @@ def run(
     """Start the ranks, wait until they end, and check that they ended well."""
     ranks = start(arguments, folder, num_ranks, before=before, main=main)
     for rank in ranks:
-        assert rank.wait(120) == 0, rank.text()[-3000:]
+        assert rank.wait() == 0, rank.text()[-3000:]
     return ranks
 
 
@@ -167,6 +170,22 @@ def wait(ranks: Sequence[Rank]) -> list[int]:
 def all_errors(ranks: Sequence[Rank]) -> list[str]:
     """What `Rank.errors` gives, of all of them."""
     return [line for rank in ranks for line in rank.errors()]
+
+
+def hold_after(num_steps: int, rank: int, *, until: Path | None = None) -> None:
+    """For `before`: after this many steps the next begins when the file `until` is there; without
+    one, never."""
+    train_step = RunTrainer.train_step
+    num_made = 0
+
+    def train_or_wait(self: RunTrainer, data_iterator: Any) -> None:
+        nonlocal num_made
+        if num_made == num_steps:
+            wait_until(until.exists) if until else block()
+        train_step(self, data_iterator)
+        num_made += 1
+
+    RunTrainer.train_step = train_or_wait  # type: ignore[method-assign]
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:

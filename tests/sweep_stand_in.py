@@ -2,7 +2,8 @@
 
 It logs a loss that follows from its settings and the step, saves every step, and resumes after the
 newest. `tests.json` in the sweep's folder says what goes wrong: {"kill": [[run, step], ...]}, each
-once, kills this process and the sweep that started it; {"fail": {run: step}} raises every time.
+once, kills this process and the sweep that started it; {"fail": {run: step}} raises every time;
+{"wait": [run, step]} does not end that step before a signal asks the run to stop.
 """
 
 import json
@@ -20,6 +21,7 @@ from recipes.config.settings import resolve_settings
 from recipes.report import tags
 from recipes.run.folder import save_config
 from recipes.stop import StopRequest
+from tests.waiting import wait_until
 
 
 def loss_at(target_layer: int, seed: int, is_nitp: bool, step: int) -> float:
@@ -56,7 +58,8 @@ def main(arguments: list[str]) -> int:
             print(f"step {step}", flush=True)
             (run / "checkpoint" / f"step-{step}").mkdir(parents=True)
             (run / "checkpoint" / f"step-{step}" / ".metadata").touch()
-            time.sleep(wrong.get("pace_s", 0))
+            if wrong.get("wait") == [run.name, step]:
+                wait_until(lambda: stop.signal_name)
             if stop.signal_name:
                 break
     writer.close()

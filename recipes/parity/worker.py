@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import torch
 
@@ -180,7 +180,11 @@ def main() -> None:
     path, folder = sys.argv[1:]
     report = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed
-    spec = json.loads(Path(path).read_text())
+    run_all(json.loads(Path(path).read_text()), Path(folder), report)
+
+
+def run_all(spec: dict[str, Any], folder: Path, report: TextIO) -> None:
+    """Every case in order, and for each a line of JSON: what `run_case` returned."""
     for runner in {case["runner"] for case in spec["cases"]}:
         pkgutil.resolve_name(runner)  # imported here, once, and not in each rank
     start_method = choose_start_method()
@@ -188,7 +192,7 @@ def main() -> None:
     for case in spec["cases"]:
         limit_s = min(spec["timeout_s"], deadline_s - time.time())
         if limit_s > 0:
-            outcome = run_case(case, Path(folder), start_method, limit_s)
+            outcome = run_case(case, folder, start_method, limit_s)
         else:
             outcome = {"case": case["name"], "num_ranks": case["legs"][0][0], "rank": 0}
             outcome |= {"error": "not begun", "log": ""}

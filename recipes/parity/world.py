@@ -114,7 +114,7 @@ class Failure:
 
 
 def run_world(
-    cases: list[Case], world_sizes: tuple[int, ...], timeout_s: float = 120
+    cases: list[Case], world_sizes: tuple[int, ...], timeout_s: float = 300
 ) -> dict[tuple[str, int], Result]:
     """Every case on every number of ranks, by (name, number of ranks). A world has `timeout_s`.
 

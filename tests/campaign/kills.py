@@ -7,18 +7,28 @@ What was done is kept in FOLDER: start it again to go on where it ended.
 """
 
 import argparse
+import functools
 import json
 import random
 import signal
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from recipes.run.checkpoint_folder import find_fault, find_steps
-from tests.launch import SMALL, Rank, assert_equal_states, load_state, read_curves, run, start
+from tests.launch import (
+    SMALL,
+    Rank,
+    assert_equal_states,
+    hold_after,
+    load_state,
+    read_curves,
+    run,
+    start,
+)
+from tests.waiting import let_pass, wait_until
 
-NUM_STEPS = 40
+NUM_STEPS = 80
 
 
 @dataclass(frozen=True)
@@ -68,8 +78,11 @@ def survive(plan: Plan, folder: Path, seed: int) -> list[Kill]:
     arguments.append(f"--job.dump_folder={killed}")
     while len(kills) < plan.num_kills:
         draw = random.Random(f"{seed} {plan.name} {len(kills)}")
-        ranks = start(arguments, folder / f"log{len(kills)}", plan.num_ranks)
-        kills.append(kill_once(ranks, killed / "checkpoint", draw))
+        num_steps = draw.randint(1, 3)
+        # Two more, for a save between them; then it is there to be killed.
+        ranks = start(arguments, folder / f"log{len(kills)}", plan.num_ranks,
+                      before=functools.partial(hold_after, num_steps + 2))  # fmt: skip
+        kills.append(kill_once(ranks, num_steps, killed / "checkpoint", draw))
         if kills[-1].first_step and len(kills) > 1:
             assert_passed_over(kills[-2].cut_off, ranks[0])
         with record.open("a") as stream:
@@ -90,29 +103,35 @@ def assert_passed_over(names: list[str], rank: Rank) -> None:
         assert f"{name} is passed over: " in rank.text(), rank.text()[-3000:]
 
 
-def kill_once(ranks: list[Rank], checkpoints: Path, draw: random.Random) -> Kill:
-    """Kill one rank with SIGKILL at a random moment; the others must end by themselves.
+def kill_once(ranks: list[Rank], num_steps: int, checkpoints: Path, draw: random.Random) -> Kill:
+    """Kill one rank with SIGKILL at a random moment after `num_steps` steps; the others must end by
+    themselves.
 
     While they start, all of them: ranks that have not met cannot miss each other. A launcher does.
     """
     moment = draw.choices(["training", "saving", "starting"], weights=[5, 4, 1])[0]
-    newest = max(find_steps(checkpoints), default=0)
     if moment == "starting":
-        time.sleep(draw.uniform(0.0, 2.0))
+        let_pass(draw.uniform(0.0, 2.0))
     else:
-        ranks[0].wait_for("Training starts at step", 60)
+        ranks[0].wait_for("Training starts at step")
         first = int(ranks[0].text().split("Training starts at step ")[1].split()[0])
-        ranks[0].wait_for(f"step {first + draw.randint(0, 2):>6}  loss", 60)
+        ranks[0].wait_for(f"step {first + num_steps - 1:>6}  loss")
         if moment == "saving":
-            wait_for_a_save(ranks[0], checkpoints, newest)
-            time.sleep(draw.uniform(0.0, 0.1))
+            newest = max(find_steps(checkpoints), default=0)
+            wait_until(
+                lambda: (
+                    max(find_steps(checkpoints), default=0) > newest
+                    or not all(rank.process.is_alive() for rank in ranks)
+                )
+            )
+            let_pass(draw.uniform(0.0, 0.1))
         else:
-            time.sleep(draw.uniform(0.0, 0.4))
+            let_pass(draw.uniform(0.0, 0.4))
     victims = ranks if moment == "starting" else [draw.choice(ranks)]
     for victim in victims:
         assert victim.process.is_alive(), victim.text()[-2000:]
         victim.send(signal.SIGKILL)
-    codes = [rank.wait(30) for rank in ranks]
+    codes = [rank.wait() for rank in ranks]
     assert all(codes[ranks.index(victim)] == -signal.SIGKILL for victim in victims)
     assert all(code != 0 for code in codes)
     text = ranks[0].text()
@@ -128,16 +147,6 @@ def kill_once(ranks: list[Rank], checkpoints: Path, draw: random.Random) -> Kill
         cut_off=[folders[step].name for step in faulty if step > newest],
         exit_codes=codes,
     )
-
-
-def wait_for_a_save(rank: Rank, checkpoints: Path, newest: int) -> None:
-    """Until the folder of a later checkpoint than `newest` is there without its end."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and rank.process.is_alive():
-        steps = find_steps(checkpoints)
-        if any(step > newest and not (p / ".metadata").exists() for step, p in steps.items()):
-            return
-        time.sleep(0.001)
 
 
 def main(arguments: list[str]) -> int:

@@ -7,17 +7,18 @@ learning rate. Whoever owns the directory trains, is killed, and is followed by 
 """
 
 import argparse
+import functools
 import random
 import signal
 import sys
-import time
 from pathlib import Path
 
 from recipes.run.checkpoint_folder import find_fault, find_steps
 from recipes.run.lock import LOCK_FILE
-from tests.launch import SMALL, Rank, assert_equal_states, load_state, run, start
+from tests.launch import SMALL, Rank, assert_equal_states, hold_after, load_state, run, start
+from tests.waiting import let_pass, wait_until
 
-NUM_STEPS = 60
+NUM_STEPS = 80
 ARGUMENTS = [
     *SMALL, f"--training.steps={NUM_STEPS}", f"--lr_scheduler.total_steps={NUM_STEPS}",
     "--checkpoint.interval=1", "--checkpoint.keep_latest_k=0",
@@ -40,8 +41,11 @@ def survive(folder: Path, num_rounds: int, seed: int) -> int:
             arguments = [*ARGUMENTS, f"--job.dump_folder={contested}"]
             if index != own:
                 arguments.append("--optimizer.lr=0.5")
-            jobs += start(arguments, folder / f"log{round_}_{index}")
-            time.sleep(draw.choice([0.0, 0.05]))
+            jobs += start(
+                arguments, folder / f"log{round_}_{index}",
+                before=functools.partial(hold_after, 1 + draw.randint(0, 2)),
+            )  # fmt: skip
+            let_pass(draw.choice([0.0, 0.05]))
         num_refused += play_round(jobs, own, draw)
         lost = before - complete_steps(contested)
         assert not lost, f"round {round_}: checkpoints {sorted(lost)} are gone"
@@ -60,14 +64,15 @@ def play_round(jobs: list[Rank], own: int, draw: random.Random) -> int:
     refused by the lock of a rival that was about to be, trains and is killed."""
     for index, job in enumerate(jobs):
         if index != own:
-            assert job.wait(60) == 2, job.text()[-3000:]
+            assert job.wait() == 2, job.text()[-3000:]
             (error,) = job.errors()
             assert "belongs to another job: " in error or "optimizer.lr (" in error
     job = jobs[own]
-    while job.process.is_alive() and "Training starts at step" not in job.text():
-        time.sleep(0.05)
+    wait_until(
+        lambda: "Training starts at step" in job.text() or not job.process.is_alive(), job.text
+    )
     if job.process.is_alive():
-        time.sleep(draw.uniform(0.0, 1.5))
+        let_pass(draw.uniform(0.0, 1.5))
         job.send(signal.SIGKILL)
         job.wait()
     else:

@@ -323,3 +323,19 @@ def test_private_names_of_upstream_are_in_one_place_or_named_there():
     explained = ast.get_docstring(ast.parse(here.read_text())) or ""
     for name in set().union(*ELSEWHERE.values()):
         assert re.search(rf"\b{name}\b", explained), name
+
+
+@pytest.mark.parametrize("name", ["recipes/train.py", "recipes/export/command.py"])
+def test_a_run_and_its_export_start_without_any_extra(name):
+    """No file that they may import, at whatever moment, needs one to be imported. What they do
+    with an extra, such as to verify logits, imports it when it is asked for."""
+    extras = {"lm_eval", "matplotlib", "mteb", "torchao", "transformers"}
+    seen: set[Path] = set()
+    ahead = {ROOT / name}
+    while ahead:
+        path = ahead.pop()
+        seen.add(path)
+        ahead |= own_imports(path, in_functions=True) - seen
+        found = roots(path, in_functions=False) & extras
+        assert not found, f"{path.relative_to(ROOT)}: {found}"
+    assert ROOT / "recipes/export/verify.py" in seen

@@ -38,7 +38,7 @@ def run_cells(cells: dict[tuple[str, str], Cell]) -> dict[tuple[str, str], Resul
         by_ranks.setdefault(cell.ranks, []).append(case)
     results = {}
     for ranks, cases in by_ranks.items():
-        for (case_name, _), result in run_world(cases, (ranks,), timeout_s=300).items():
+        for (case_name, _), result in run_world(cases, (ranks,)).items():
             model, _, name = case_name.partition(" ")
             results[model, name] = result
     return results

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from recipes.parity.world import REPOSITORY
+from tests.waiting import DEADLINE_S
 
 NUM_RANKS = 64
 TP, CP = "--parallelism.tensor_parallel_degree={}", "--parallelism.context_parallel_degree={}"
@@ -35,7 +36,9 @@ def ranks() -> dict[str, list[dict]]:
         for stage in range(stages)
     ]
     command = [sys.executable, "-m", "tests.distributed.at_scale", json.dumps([j for _, j in jobs])]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=DEADLINE_S
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, list[dict]] = {}
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]

@@ -58,7 +58,7 @@ def results(tmp_path_factory) -> dict[str, Result]:
             )
         )  # fmt: skip
     found = {}
-    for case, result in run_cases(cases, timeout_s=300):
+    for case, result in run_cases(cases):
         assert isinstance(result, Result), f"{case.name}: {result}\n{result.log}"
         found[case.name] = result
     return found

@@ -13,6 +13,7 @@ import torch
 from tests.evaluation.chain_model import save_chain_model
 from tests.evaluation.local_tasks import write_tasks
 from tests.integration.export_runs import DENSE, SMALL, save_run
+from tests.waiting import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -63,11 +64,11 @@ def words(tmp_path_factory):
     return folder
 
 
-def evaluate(*arguments, timeout_s=300):
+def evaluate(*arguments):
     """The command, as a user starts it: exit code, stdout, stderr."""
     done = subprocess.run(
         [sys.executable, "scripts/evaluate.py", *map(str, arguments)],
-        cwd=ROOT, env=os.environ | OFFLINE, capture_output=True, text=True, timeout=timeout_s,
+        cwd=ROOT, env=os.environ | OFFLINE, capture_output=True, text=True, timeout=DEADLINE_S,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
@@ -171,7 +172,9 @@ def test_a_run_scores_as_the_model_of_its_export_and_leaves_no_export(words, tmp
     torch.manual_seed(0)
     save_run(tmp_path / "run", DENSE, SMALL)
     export = [sys.executable, "scripts/export.py", "--run", tmp_path / "run"]
-    subprocess.run([*export, "--output", tmp_path / "model"], cwd=ROOT, check=True, timeout=300)
+    subprocess.run(
+        [*export, "--output", tmp_path / "model"], cwd=ROOT, check=True, timeout=DEADLINE_S
+    )
     output = tmp_path / "output"
     code, _, stderr = evaluate(
         "--model", tmp_path / "model", "--run", tmp_path / "run",

@@ -11,6 +11,7 @@ import pytest
 
 from tests.evaluation import mteb_data, reference
 from tests.integration.stock_models import CONTEXT, FAMILIES, save_model
+from tests.waiting import DEADLINE_S
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +68,7 @@ def test_two_models_on_tasks_of_mteb_are_compared_by_scores_computed_by_hand(tmp
     for _ in range(2):
         done = subprocess.run(
             [*map(str, command), "--output", str(tmp_path / "output"), "--batch-size", "3"],
-            cwd=ROOT, env=os.environ | offline, capture_output=True, text=True, timeout=300,
+            cwd=ROOT, env=os.environ | offline, capture_output=True, text=True, timeout=DEADLINE_S,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert done.stdout.count("3 of 3 tasks done") == 2  # the second time

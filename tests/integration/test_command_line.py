@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from recipes.config import load_config
 from recipes.config.degrees import check_ranks
 from recipes.run.summary import summarize
+from tests.waiting import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
 DEBUG = "train_configs/debug.toml"
@@ -32,7 +33,7 @@ def train(*arguments: str, modules: Path | None = None) -> subprocess.CompletedP
     command = [sys.executable, "-m", "recipes.train", *arguments]
     environment = os.environ | ({"PYTHONPATH": f"{modules}:{ROOT}"} if modules else {})
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=DEADLINE_S
     )
 
 

@@ -1,17 +1,21 @@
 """Checkpoints that were cut off: recognised, passed over, never kept in place of a good one."""
 
 import functools
+import queue
 import shutil
 import signal
-import time
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed.checkpoint import filesystem
 
+from recipes.run import checkpoint
 from recipes.run.checkpoint import RunCheckpointManager
 from recipes.run.checkpoint_folder import find_fault, find_steps
 from tests.launch import SMALL, assert_equal_states, load_state, run, start
+from tests.waiting import block, wait_until
 
 RUN = [*SMALL, "--lr_scheduler.total_steps=6", "--checkpoint.interval=2"]
 
@@ -49,25 +53,58 @@ def test_a_cut_off_checkpoint_is_passed_over_by_name_and_replaced(tmp_path, fini
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-2.mine", "step-4", "step-6"]
 
 
-def slow_down(log: Path, rank: int) -> None:
-    """Take a second for the end of each save, and note how many complete checkpoints there are;
-    look for superseded ones when the folder of the new one is there."""
+def end_saves_late(log: Path, rank: int) -> None:
+    """A save in another thread ends only when the run waits for it, and each save when all is
+    deleted that is superseded by then, of which a save under way has to show its folder. Note how
+    many complete checkpoints there are at that moment."""
     finish = filesystem._FileSystemWriter.finish
-    should_purge = RunCheckpointManager._should_purge
+    wait_for_saving = RunCheckpointManager._wait_for_saving
+    should_purge, remove = RunCheckpointManager._should_purge, RunCheckpointManager._remove
+    is_awaited = threading.Event()
+    asked, removed = set(), set()
+
+    class Superseded(queue.Queue):
+        def put(self, path, *options) -> None:
+            asked.add(path)
+            super().put(path, *options)
+
+    def remove_and_note(self, path) -> None:
+        remove(self, path)
+        removed.add(path)
+
+    def wait_for_late_saving(self) -> None:
+        is_awaited.set()
+        wait_for_saving(self)
+        is_awaited.clear()
+
+    def look_late(self) -> bool:
+        if self.save_future is not None:
+            wait_until(lambda: any(map(find_fault, find_steps(Path(self.folder)).values())))
+        return should_purge(self)
 
     def finish_late(self, metadata, results) -> None:
-        time.sleep(1)
+        if threading.current_thread() is not threading.main_thread():
+            wait_until(is_awaited.is_set)
+        wait_until(lambda: asked <= removed)
         steps = find_steps(Path(self.path).parent)
         with log.open("a") as stream:
             stream.write(f"{sum(find_fault(path) is None for path in steps.values())}\n")
         finish(self, metadata, results)
 
-    def look_late(self) -> bool:
-        time.sleep(0.5)
-        return should_purge(self)
-
+    checkpoint.queue = SimpleNamespace(Queue=Superseded)
     filesystem._FileSystemWriter.finish = finish_late
-    RunCheckpointManager._should_purge = look_late
+    RunCheckpointManager._wait_for_saving = wait_for_late_saving
+    RunCheckpointManager._should_purge, RunCheckpointManager._remove = look_late, remove_and_note
+
+
+def end_no_save(begun: Path, rank: int) -> None:
+    """Files are written, and then nothing happens."""
+
+    def block_there(self, metadata, results) -> None:
+        begun.touch()
+        block()
+
+    filesystem._FileSystemWriter.finish = block_there
 
 
 @pytest.mark.slow
@@ -77,7 +114,7 @@ def test_old_checkpoints_go_only_after_the_new_one_is_complete(tmp_path, mode):
         *RUN, f"--job.dump_folder={tmp_path / 'run'}", "--checkpoint.interval=1",
         "--checkpoint.keep_latest_k=2", "--training.steps=4", f"--checkpoint.async_mode={mode}",
     ]  # fmt: skip
-    run(arguments, tmp_path / "log", before=functools.partial(slow_down, tmp_path / "counts"))
+    run(arguments, tmp_path / "log", before=functools.partial(end_saves_late, tmp_path / "counts"))
     assert (tmp_path / "counts").read_text().split() == ["0", "1", "2", "2"]
     assert list(find_steps(tmp_path / "run" / "checkpoint")) == [3, 4]
 
@@ -91,10 +128,9 @@ def test_saving_a_step_anew_never_leaves_the_old_metadata_beside_new_files(tmp_p
     truncate(checkpoints / "step-6")
     (rank,) = start(
         [*RUN, f"--job.dump_folder={again}", "--training.steps=6"], tmp_path / "log",
-        before=functools.partial(slow_down, tmp_path / "counts"),
+        before=functools.partial(end_no_save, tmp_path / "begun"),
     )  # fmt: skip
-    rank.wait_for("Saving a full checkpoint at last step, step 6")
-    time.sleep(0.7)  # the files are written, the end is not
+    wait_until((tmp_path / "begun").exists, rank.text)
     rank.send(signal.SIGKILL)
     rank.wait()
     assert "no .metadata" in str(find_fault(checkpoints / "step-6"))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import DEADLINE_S
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,6 +28,6 @@ def test_the_commands_of_a_guide_run_one_after_another(guide: str, tmp_path: Pat
             env=os.environ | {"PATH": path, "PYTHONPATH": str(tmp_path)},
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=DEADLINE_S,
         )
         assert done.returncode == 0, f"{block}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"

@@ -3,13 +3,13 @@
 import functools
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from recipes.data.loader import PackedDataLoader
 from tests.launch import SMALL, all_errors, start, wait
+from tests.waiting import block
 
 RUN = [*SMALL, "--lr_scheduler.total_steps=8", "--checkpoint.interval=2"]
 
@@ -23,7 +23,7 @@ def fail_at_step_2(how: str, rank: int) -> None:
             if index == 2 and rank == 1:
                 raise ValueError("data/shard.jsonl:7 is not valid JSON. Remove the line.")
             if index == 2 and how == "busy":
-                time.sleep(600)
+                block()
             yield batch
 
     PackedDataLoader.__iter__ = interrupted
@@ -43,7 +43,7 @@ def test_one_rank_that_fails_is_reported_once_and_ends_the_others(tmp_path, how)
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_others(tmp_path):
-    steps = ["--training.steps=99", "--lr_scheduler.total_steps=99"]
+    steps = ["--training.steps=99999", "--lr_scheduler.total_steps=99999"]
     arguments = [*RUN, f"--job.dump_folder={tmp_path / 'run'}", *steps]
     ranks = start(arguments, tmp_path / "log", 2)
     ranks[0].wait_for("step      2")

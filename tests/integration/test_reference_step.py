@@ -151,7 +151,7 @@ def steps(corpora, tmp_path_factory) -> dict[str, Result]:
         _case("no_pairs", DENSE, corpus, NITP, f"--data.sources=[{{path = '{single_tokens}'}}]")
     )
     results = {}
-    for case, result in run_cases(cases, timeout_s=120):
+    for case, result in run_cases(cases):
         assert isinstance(result, Result), f"{result}\n{result.log}"
         results[case.name] = result
     return results

@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import signal
-import time
 from functools import partial
 from pathlib import Path
 
@@ -22,35 +21,30 @@ from tests.launch import (
     PIPELINE,
     SMALL,
     assert_equal_states,
+    hold_after,
     load_state,
     read_curves,
     run,
     start,
     wait,
 )
+from tests.waiting import block
 
 RUN = [*SMALL, "--lr_scheduler.total_steps=8", "--checkpoint.interval=2"]
-LONG = ["--training.steps=99", "--lr_scheduler.total_steps=99"]
+LONG = ["--training.steps=99999", "--lr_scheduler.total_steps=99999"]
 """Further overrides for a run that does not end by itself."""
-
-
-def pause(rank: int) -> None:
-    """Make a step take long enough that the signal comes in the next one, or the one after."""
-    train_step = RunTrainer.train_step
-
-    def train_late(self: RunTrainer, data_iterator) -> None:
-        time.sleep(0.3)
-        train_step(self, data_iterator)
-
-    RunTrainer.train_step = train_late
 
 
 def test_a_signal_to_any_rank_ends_all_with_a_checkpoint_that_resumes(tmp_path):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     arguments = [*RUN, "--checkpoint.interval=100", "--training.steps=8"]
-    ranks = start([*arguments, f"--job.dump_folder={stopped}"], tmp_path / "log", 2, before=pause)
+    ranks = start(
+        [*arguments, f"--job.dump_folder={stopped}"], tmp_path / "log", 2,
+        before=partial(hold_after, 3, until=tmp_path / "go"),
+    )  # fmt: skip
     ranks[0].wait_for("step      3")
     ranks[1].send(signal.SIGTERM)
+    (tmp_path / "go").touch()
     assert wait(ranks) == [0, 0]
     text = ranks[0].text()
     (step,) = find_steps(stopped / "checkpoint")
@@ -96,9 +90,13 @@ def test_a_signal_without_checkpoints_says_that_nothing_was_saved(tmp_path):
 def test_a_signal_ends_all_pipeline_stages_with_a_checkpoint_that_resumes(tmp_path):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     arguments = [*RUN, *PIPELINE, "--checkpoint.interval=100", "--training.steps=8"]
-    ranks = start([*arguments, f"--job.dump_folder={stopped}"], tmp_path / "log", 2, before=pause)
+    ranks = start(
+        [*arguments, f"--job.dump_folder={stopped}"], tmp_path / "log", 2,
+        before=partial(hold_after, 3, until=tmp_path / "go"),
+    )  # fmt: skip
     ranks[0].wait_for("step      3")
     ranks[0].send(signal.SIGTERM)
+    (tmp_path / "go").touch()
     assert wait(ranks) == [0, 0]
     for folder in (stopped, whole):
         run([*arguments, f"--job.dump_folder={folder}"], tmp_path / "log", 2)
@@ -180,7 +178,7 @@ def test_a_signal_before_the_first_step_ends_a_start_that_leaves_all_as_it_was(t
 def signal_oneself_where_it_exports(rank: int) -> None:
     def export(settings):
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(60)  # longer than anyone waits
+        block()
 
     final.export_final = export
 

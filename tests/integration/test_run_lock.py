@@ -5,8 +5,8 @@ import json
 import os
 import shutil
 import signal
-import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from recipes.data.loader import PackedDataLoader
 from recipes.run.checkpoint_folder import find_fault, find_steps
 from recipes.run.lock import LOCK_FILE
-from recipes.run.trainer import RunTrainer
-from tests.launch import SMALL, Rank, all_errors, load_state, run, start, wait
+from tests.launch import SMALL, Rank, all_errors, hold_after, load_state, run, start, wait
+from tests.waiting import block, wait_for_state, wait_until
 
 RUN = [
     *SMALL, "--training.steps=8", "--lr_scheduler.total_steps=8", "--checkpoint.interval=1",
@@ -24,20 +24,17 @@ RUN = [
 ]  # fmt: skip
 
 
-def dawdle(seconds: float, rank: int) -> None:
-    """Make every step take long enough that others come in the middle of the run."""
-    train_step = RunTrainer.train_step
+def fail_at_the_first_batch(
+    rank: int, folder: Path | None = None, moments: Sequence[str] = ("at once", "at once")
+) -> None:
+    """moments: when each rank fails; "last" is when the first has given `folder` up."""
 
-    def train_late(self: RunTrainer, data_iterator) -> None:
-        time.sleep(seconds)
-        train_step(self, data_iterator)
-
-    RunTrainer.train_step = train_late
-
-
-def fail_at_the_first_batch(rank: int, after_s: tuple[float, ...] = (0, 0)) -> None:
     def fail(self):
-        time.sleep(after_s[rank])
+        if moments[rank] == "never":
+            block()
+        if moments[rank] == "last":
+            assert folder is not None
+            wait_until(lambda: not (folder / LOCK_FILE).exists())
         raise ValueError("data/shard.jsonl:7 is not valid JSON. Remove the line.")
         yield
 
@@ -45,17 +42,23 @@ def fail_at_the_first_batch(rank: int, after_s: tuple[float, ...] = (0, 0)) -> N
 
 
 def owner(folder: Path, tmp_path: Path, *arguments: str) -> Rank:
-    """A job in the middle of its run."""
+    """A job that has made 3 steps of its run, and goes on when it is told to."""
+    log = tmp_path / "owner"
     (rank,) = start(
         [*RUN, f"--job.dump_folder={folder}", "--comm.trace_buf_size=0", *arguments],
-        tmp_path / "owner", before=functools.partial(dawdle, 0.2),
+        log, before=functools.partial(hold_after, 3, until=log / "go"),
     )  # fmt: skip
     rank.wait_for("step      3  loss")
     return rank
 
 
+def go_on(rank: Rank) -> None:
+    (rank.log.parent / "go").touch()
+
+
 def assert_whole(rank: Rank, folder: Path) -> None:
-    """The owner ends, and all that it wrote is there."""
+    """The owner goes on to its end, and all that it wrote is there."""
+    go_on(rank)
     assert rank.wait() == 0, rank.text()[-3000:]
     steps = find_steps(folder / "checkpoint")
     assert list(steps) == [*range(1, 9)] and not any(map(find_fault, steps.values()))
@@ -114,8 +117,7 @@ def wait_then_fail(signal_file: Path):
 
 def _wait_then_fail(signal_file: Path, rank: int) -> None:
     def fail(self):
-        while not signal_file.exists():
-            time.sleep(0.05)
+        wait_until(signal_file.exists)
         raise ValueError("data/shard.jsonl:7 is not valid JSON. Remove the line.")
         yield
 
@@ -128,9 +130,11 @@ def test_of_jobs_that_start_at_once_exactly_one_trains(tmp_path, num_jobs):
     arguments = [*RUN, f"--job.dump_folder={folder}"]
     jobs = [
         start([*arguments, f"--optimizer.lr={i + 1}e-4"], tmp_path / f"job{i}",
-              before=functools.partial(dawdle, 0.2))[0]
+              before=functools.partial(hold_after, 1, until=tmp_path / "go"))[0]
         for i in range(num_jobs)
     ]  # fmt: skip
+    wait_until(lambda: sum(job.process.is_alive() for job in jobs) <= 1)
+    (tmp_path / "go").touch()
     codes = wait(jobs)
     assert sorted(codes) == [0] + [2] * (num_jobs - 1)
     winner = jobs[codes.index(0)]
@@ -149,7 +153,7 @@ def test_a_job_that_lost_its_directory_stops_and_neither_saves_nor_deletes(tmp_p
         folder, tmp_path, "--checkpoint.keep_latest_k=2", f"--checkpoint.async_mode={mode}"
     )
     rank.send(signal.SIGSTOP)
-    time.sleep(0.2)
+    wait_for_state(rank.process.pid, "T")
     path = folder / LOCK_FILE
     other = json.loads(path.read_text().splitlines()[0]) | {"host": "node9", "pid": 5}
     path.unlink()
@@ -159,6 +163,7 @@ def test_a_job_that_lost_its_directory_stops_and_neither_saves_nor_deletes(tmp_p
         (folder / "checkpoint" / f"step-{step}").mkdir()
     before = sorted((p, p.stat().st_mtime_ns) for p in (folder / "checkpoint").rglob("*.metadata"))
     rank.send(signal.SIGCONT)
+    go_on(rank)
     assert rank.wait() == 1
     (error,) = rank.errors()
     assert "is no longer this job's: it is of host node9, process 5" in error
@@ -170,25 +175,25 @@ def test_a_job_that_lost_its_directory_stops_and_neither_saves_nor_deletes(tmp_p
 
 
 @pytest.mark.parametrize(
-    "after_s",
+    "moments",
     [
-        (0,),
+        ("at once",),
         # When the first has given the directory up, the second has not removed its log.
-        (0, 2),
-        (99, 0),
-        pytest.param((0, 99), marks=pytest.mark.slow),
+        ("at once", "last"),
+        ("never", "at once"),
+        pytest.param(("at once", "never"), marks=pytest.mark.slow),
     ],
     ids=["one rank", "the second fails later", "the first is busy", "the second is busy"],
 )
-def test_a_start_that_fails_before_its_first_step_is_done_leaves_nothing(tmp_path, after_s):
+def test_a_start_that_fails_before_its_first_step_is_done_leaves_nothing(tmp_path, moments):
     folder = tmp_path / "runs" / "run"
     ranks = start(
         [*RUN, f"--job.dump_folder={folder}",
          "--debug.enable_structured_logging=true", "--debug.save_config_file=config.json"],
-        tmp_path / "log", len(after_s),
-        before=functools.partial(fail_at_the_first_batch, after_s=after_s),
+        tmp_path / "log", len(moments),
+        before=functools.partial(fail_at_the_first_batch, folder=folder, moments=moments),
     )  # fmt: skip
-    assert wait(ranks) == [1] * len(after_s)
+    assert wait(ranks) == [1] * len(moments)
     assert len(all_errors(ranks)) == 1
     assert os.listdir(tmp_path / "runs") == []
 

@@ -4,25 +4,29 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.launch import SMALL, read_curves
+from tests.waiting import DEADLINE_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["baseline_seed=0", "target_layer=1_seed=0"]
-NUM_STEPS = 160
+NUM_STEPS = 40
+SWEEP = """import sys
+from recipes.sweep.command import main
+sys.exit(main(sys.argv[1:], [sys.executable, "-m", "tests.held_run"]))
+"""
 
 
 def start(folder: Path) -> subprocess.Popen:
     config, *small = [option for option in SMALL if "target_layer" not in option]
     return subprocess.Popen(
         [
-            sys.executable, "scripts/sweep.py", config, "--grid", "nitp.target_layer=1",
+            sys.executable, "-c", SWEEP, config, "--grid", "nitp.target_layer=1",
             "--output", str(folder), *small, f"--training.steps={NUM_STEPS}",
-            "--checkpoint.interval=20",
+            "--checkpoint.interval=10",
         ],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -30,10 +34,15 @@ def start(folder: Path) -> subprocess.Popen:
 
 
 def wait_for_checkpoint(folder: Path, name: str) -> None:
-    deadline = time.monotonic() + 180
-    while not [*folder.glob(f"{name}/checkpoint/step-*/.metadata")]:
-        assert time.monotonic() < deadline, (folder / "logs" / f"{name}.log").read_text()[-3000:]
-        time.sleep(0.05)
+    wait_until(lambda: [*folder.glob(f"{name}/checkpoint/step-*/.metadata")])
+
+
+def hold(folder: Path, name: str) -> Path:
+    """The file that keeps a run of the sweep from making its 16th step."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"hold-{name}"
+    path.write_text("16")
+    return path
 
 
 def last_saved(folder: Path, name: str) -> int:
@@ -47,7 +56,7 @@ def children(process: subprocess.Popen) -> list[int]:
 
 
 def finish(sweep: subprocess.Popen) -> str:
-    output, _ = sweep.communicate(timeout=300)
+    output, _ = sweep.communicate(timeout=DEADLINE_S)
     assert sweep.returncode == 0, output
     return output
 
@@ -58,17 +67,23 @@ def test_a_sweep_killed_twice_ends_with_the_figures_of_one_that_was_not(tmp_path
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(start(whole))
 
+    held = hold(killed, NAMES[0])
     sweep = start(killed)
     wait_for_checkpoint(killed, NAMES[0])
     sweep.send_signal(signal.SIGTERM)
+    log = killed / "logs" / f"{NAMES[0]}.log"
+    wait_until(lambda: "SIGTERM: finishing the step" in log.read_text(), log.read_text)
+    held.unlink()
     assert "The same command goes on." in finish(sweep)
     assert last_saved(killed, NAMES[0]) < NUM_STEPS
 
+    held = hold(killed, NAMES[1])
     sweep = start(killed)
     wait_for_checkpoint(killed, NAMES[1])
     for process in (sweep.pid, *children(sweep)):
         os.kill(process, signal.SIGKILL)
-    sweep.communicate(timeout=30)
+    sweep.communicate(timeout=DEADLINE_S)
+    held.unlink()
     assert last_saved(killed, NAMES[1]) < NUM_STEPS
 
     lines = finish(start(killed)).splitlines()

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import pickle
-import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -22,6 +21,7 @@ from recipes.data.mixture import PackedData
 from recipes.data.packing import START, Row, SourceStream
 from recipes.data.tokenizer import save_bpe_tokenizer
 from tests import reference_rows
+from tests.waiting import wait_until
 
 SEQ_LEN, GLOBAL_BATCH, NUM_STREAMS = 16, 8, 16
 
@@ -349,10 +349,7 @@ def test_workers_prepare_two_batches_while_a_step_runs(
     num_packed.value = 0
     batches = iter(build(replace(data, num_workers=2), tokenizer))
     next(batches)
-    end = time.monotonic() + 60
-    while num_packed.value < 3 * GLOBAL_BATCH:
-        assert time.monotonic() < end, f"only {num_packed.value} rows"
-        time.sleep(0.01)
+    wait_until(lambda: num_packed.value >= 3 * GLOBAL_BATCH)
 
 
 def test_ranks_that_do_not_divide_the_streams_are_an_error(

@@ -14,6 +14,7 @@ from recipes.data.config import DataConfig, SourceConfig
 from recipes.data.loader import PackedDataLoader
 from recipes.data.metrics import count_sources
 from recipes.data.tokenizer import save_bpe_tokenizer
+from tests.waiting import DEADLINE_S
 
 BATCHES, GLOBAL_BATCH, SEQ_LEN = 6, 4, 16
 
@@ -75,9 +76,9 @@ def test_the_counts_of_two_ranks_are_those_of_one(
     ]
     for process in ranks:
         process.start()
-    found = [results.get(timeout=60) for _ in ranks]
+    found = [results.get(timeout=DEADLINE_S) for _ in ranks]
     for process in ranks:
-        process.join(60)
+        process.join(DEADLINE_S)
         assert process.exitcode == 0
     assert found == [one, one]
 

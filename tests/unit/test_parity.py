@@ -1,12 +1,14 @@
 """The parity command around the runs: data, choice of cells, verdicts, report, exit code."""
 
+import json
 import math
 import os
 import runpy
 import sys
-import time
 from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +21,8 @@ from recipes.parity.compare import compare
 from recipes.parity.masking import mask_prompts
 from recipes.parity.tolerance import CUDA, EXACT, FLOAT32, Tolerance
 from recipes.parity.worker import merge, rank_environment
-from recipes.parity.world import Case, Result, run_cases, worker_environment
+from recipes.parity.world import Case, Failure, Result, worker_environment
+from tests.waiting import DEADLINE_S
 
 SCRIPT = Path(__file__).parents[2] / "scripts/parity.py"
 IGNORE_INDEX = -100
@@ -263,15 +266,11 @@ def test_failing_and_crashing_cells_are_shown_and_do_not_stop_the_rest(
 
 
 def test_what_is_not_done_in_time_is_listed_as_not_run(monkeypatch, capsys):
-    """6 s: the worker imports longer than that, so that not even a reference is begun."""
-    assert run_script(monkeypatch, "--only=dense-fsdp_[24]", "--minutes=0.02") == 0
+    """The time is up before the worker has imported anything: not even a reference is begun."""
+    assert run_script(monkeypatch, "--only=dense-fsdp_[24]", "--minutes=1e-9") == 0
     printed = capsys.readouterr().out
     assert printed.count("not run: the time was up") == 2
     assert "0 passed, 0 failed, 2 not run" in printed
-
-
-def hang(case, leg, folder, scratch):
-    time.sleep(600)
 
 
 @pytest.mark.slow
@@ -280,18 +279,33 @@ def test_ranks_can_be_started_afresh_where_they_cannot_be_forked(tmp_path):
                  "--training.global_batch_size=2", "--training.local_batch_size=1",
                  "--validation.enable=false"]  # fmt: skip
     case = Case("fresh", "train_configs/debug.toml", overrides, num_steps=1, legs=[(2, [])])
-    assert worker.run_case(asdict(case), tmp_path, "spawn", timeout_s=300) is None
+    assert worker.run_case(asdict(case), tmp_path, "spawn", timeout_s=DEADLINE_S) is None
     assert len(torch.load(tmp_path / "fresh.pt")["metrics"]) == 1
 
 
-@pytest.mark.slow
-def test_a_run_that_the_deadline_ends_is_out_of_time_and_not_failed():
-    """The first case ends at the deadline, the second is never begun, and neither takes 600 s."""
-    runner = f"{__name__}:hang"
-    cases = [Case(name, "train_configs/debug.toml", runner=runner) for name in ("hangs", "waits")]
-    failures = [outcome for _, outcome in run_cases(cases, deadline_s=time.time() + 20)]
-    assert [failure.is_out_of_time for failure in failures] == [True, True]
-    assert failures[0].error.startswith("no end within") and failures[1].error == "not begun"
+def test_a_run_that_the_deadline_ends_is_out_of_time_and_not_failed(monkeypatch, tmp_path):
+    """The first case ends well, the second at the deadline, and the third is never begun."""
+    clock = SimpleNamespace(now_s=1000.0)
+    clock.time = lambda: clock.now_s
+    limits_s = []
+
+    def run_case(case, folder, start_method, timeout_s):
+        limits_s.append(timeout_s)
+        clock.now_s += 12.0 if case["name"] == "ends" else timeout_s
+        if case["name"] == "ends":
+            return None
+        error = {"rank": 0, "error": f"no end within {timeout_s:g} s", "log": ""}
+        return {"case": case["name"], "num_ranks": 1, **error}
+
+    monkeypatch.setattr(worker, "time", clock)
+    monkeypatch.setattr(worker, "run_case", run_case)
+    cases = [asdict(Case(name, "train_configs/debug.toml")) for name in ("ends", "hangs", "waits")]
+    report = StringIO()
+    worker.run_all({"cases": cases, "timeout_s": 30.0, "deadline_s": 1020.0}, tmp_path, report)
+    ended, *failures = map(json.loads, report.getvalue().splitlines())
+    assert ended is None and limits_s == [20.0, 8.0]
+    assert [Failure(**failure).error for failure in failures] == ["no end within 8 s", "not begun"]
+    assert all(failure["is_out_of_time"] for failure in failures)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from multiprocessing import active_children, get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,17 @@ from recipes.config.settings import SettingsError
 from recipes.run import lock
 from recipes.run.lock import LOCK_FILE, RunLock, check_owner
 from recipes.run.owner import parse_owner
+from tests.waiting import DEADLINE_S, wait_for_state, wait_until
 
 BEAT_S = 0.1
 
 
 @pytest.fixture(autouse=True)
-def hurry(monkeypatch):
-    """Seconds stand for minutes."""
+def setting(monkeypatch):
+    """An owner writes often, so that no test waits for long, and is waited for until it does."""
     monkeypatch.setattr(lock, "BEAT_S", BEAT_S)
-    monkeypatch.setattr(lock, "SAME_JOB_PATIENCE_S", 0.5)
-    monkeypatch.setattr(lock, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(lock, "SAME_JOB_PATIENCE_S", DEADLINE_S)
+    monkeypatch.setattr(lock, "PATIENCE_S", DEADLINE_S)
     for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     yield
@@ -33,22 +35,37 @@ def hurry(monkeypatch):
         process.join()
 
 
+@pytest.fixture
+def hurry(monkeypatch):
+    """Seconds stand for minutes. For owners that are dead: how soon one that lives comes to write
+    depends on the machine."""
+    monkeypatch.setattr(lock, "SAME_JOB_PATIENCE_S", 0.5)
+    monkeypatch.setattr(lock, "PATIENCE_S", 1.0)
+
+
 class Job:
     """A process that takes the lock of a folder, and keeps it until it is told to end or killed."""
 
-    def __init__(self, folder: Path, *, host: str | None = None, at: float = 0.0, **variables: str):
+    def __init__(
+        self, folder: Path, *, host: str | None = None, start: Barrier | None = None,
+        **variables: str,
+    ) -> None:  # fmt: skip
+        """start: where it waits for other jobs before it takes the lock."""
         context = get_context("fork")
         self.answers, self.orders = context.SimpleQueue(), context.SimpleQueue()
-        self.process = context.Process(target=self._run, args=(folder, host, at, variables))
+        self.process = context.Process(target=self._run, args=(folder, host, start, variables))
         self.process.start()
 
-    def _run(self, folder: Path, host: str | None, at: float, variables: dict[str, str]) -> None:
+    def _run(
+        self, folder: Path, host: str | None, start: Barrier | None, variables: dict[str, str]
+    ) -> None:
         os.environ.update(variables)
         if host is not None:
             lock.socket.gethostname = lambda: host  # type: ignore[assignment]
         said: list[str] = []
         lock._say = said.append
-        time.sleep(max(0.0, at - time.time()))
+        if start is not None:
+            start.wait(DEADLINE_S)
         try:
             with RunLock(str(folder)):
                 self.answers.put((None, said))
@@ -62,16 +79,15 @@ class Job:
 
     def end(self) -> None:
         self.orders.put("end")
-        self.process.join(10)
+        self.process.join(DEADLINE_S)
         assert self.process.exitcode == 0
 
     def kill(self, *, reap: bool = True) -> None:
         os.kill(self.process.pid, signal.SIGKILL)
         if reap:
-            self.process.join(10)
+            self.process.join(DEADLINE_S)
         else:  # it stays as a zombie, as below a container's first process
-            while Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2][1] != "Z":
-                time.sleep(0.01)
+            wait_for_state(self.process.pid, "Z")
 
 
 def owned(folder: Path, **variables) -> Job:
@@ -113,8 +129,8 @@ def test_of_jobs_that_start_at_once_exactly_one_gets_the_directory(tmp_path, num
         folder = tmp_path / f"run{round_}"
         if is_left:
             dead(folder)
-        at = time.time() + 0.15
-        jobs = [Job(folder, at=at) for _ in range(num_jobs)]
+        start = get_context("fork").Barrier(num_jobs)
+        jobs = [Job(folder, start=start) for _ in range(num_jobs)]
         answers = [job.answer() for job in jobs]
         (owner,) = (job for job, (refusal, _) in zip(jobs, answers, strict=True) if not refusal)
         refusals = [refusal for refusal, _ in answers if refusal]
@@ -164,18 +180,27 @@ def assert_taken_for_silence(folder: Path, patience_s: float, **variables) -> No
 
 
 def test_an_owner_on_another_host_is_refused_while_it_writes_and_taken_from_when_it_does_not(
-    tmp_path,
+    tmp_path, monkeypatch
 ):
     job = owned(tmp_path / "run", host="node1")
     for _ in range(2):
         refusal, said = Job(tmp_path / "run", host="node2").answer()
         assert refusal is not None and "host node1" in refusal
-        assert len(said) == 1 and said[0].endswith("Waiting 1 s for a sign of it.")
+        assert len(said) == 1 and said[0].endswith(f"Waiting {DEADLINE_S:g} s for a sign of it.")
     job.kill()
+    monkeypatch.setattr(lock, "PATIENCE_S", 1.0)
     assert_taken_for_silence(tmp_path / "run", 1.0, host="node2")
 
 
-def test_ten_jobs_of_other_hosts_that_wait_for_a_dead_owner_do_not_both_win(tmp_path):
+def test_ten_jobs_of_other_hosts_that_wait_for_a_dead_owner_do_not_both_win(tmp_path, monkeypatch):
+    judge = lock._judge
+
+    def judge_soon_of_the_dead(owner):
+        verdict = judge(owner)
+        is_dead = owner is not None and owner.host == "node1"
+        return verdict._replace(patience_s=1.0) if is_dead else verdict
+
+    monkeypatch.setattr(lock, "_judge", judge_soon_of_the_dead)
     dead(tmp_path / "run", host="node1")
     jobs = [Job(tmp_path / "run", host=f"node{i}") for i in range(2, 12)]
     answers = [job.answer()[0] for job in jobs]
@@ -183,7 +208,7 @@ def test_ten_jobs_of_other_hosts_that_wait_for_a_dead_owner_do_not_both_win(tmp_
 
 
 @pytest.mark.parametrize("machine", ["other boot pid:[1]", None])
-def test_a_host_of_the_same_name_is_not_taken_for_the_same(tmp_path, machine):
+def test_a_host_of_the_same_name_is_not_taken_for_the_same(tmp_path, hurry, machine):
     """Containers share names. A process id says nothing there."""
     owner = dead(tmp_path / "run")
     write(tmp_path / "run", owner | {"machine": machine})
@@ -200,7 +225,7 @@ def test_a_host_of_the_same_name_is_not_taken_for_the_same(tmp_path, machine):
         ({"TORCHELASTIC_RUN_ID": "none"}, {"TORCHELASTIC_RUN_ID": "none"}, 1.0),
     ],
 )
-def test_how_long_an_owner_on_another_host_is_waited_for(tmp_path, theirs, ours, patience_s):
+def test_how_long_an_owner_on_another_host_is_waited_for(tmp_path, hurry, theirs, ours, patience_s):
     dead(tmp_path / "run", host="node1", **theirs)
     if patience_s:
         assert_taken_for_silence(tmp_path / "run", patience_s, host="node2", **ours)
@@ -216,7 +241,7 @@ def test_two_steps_of_one_slurm_allocation_do_not_take_from_each_other(tmp_path)
 
 
 @pytest.mark.parametrize("offset_s", [-1e9, 1e9])
-def test_no_clock_of_another_host_is_trusted(tmp_path, offset_s):
+def test_no_clock_of_another_host_is_trusted(tmp_path, monkeypatch, offset_s):
     """Neither in the lock nor in its file's times."""
     owner = dead(tmp_path / "silent", host="node1") | {"since": "2199-01-01 00:00:00 UTC"}
     write(tmp_path / "silent", owner)
@@ -224,11 +249,12 @@ def test_no_clock_of_another_host_is_trusted(tmp_path, offset_s):
     for name in ("silent", "writes"):
         then = time.time() + offset_s
         os.utime(tmp_path / name / LOCK_FILE, (then, then))
-    assert_taken_for_silence(tmp_path / "silent", 1.0, host="node2")
     assert Job(tmp_path / "writes", host="node2").answer()[0] is not None
+    monkeypatch.setattr(lock, "PATIENCE_S", 1.0)
+    assert_taken_for_silence(tmp_path / "silent", 1.0, host="node2")
 
 
-def test_a_lock_without_a_name_is_that_of_a_process_killed_in_the_middle(tmp_path):
+def test_a_lock_without_a_name_is_that_of_a_process_killed_in_the_middle(tmp_path, hurry):
     (tmp_path / LOCK_FILE).touch()
     assert_taken_for_silence(tmp_path, 0.5)
 
@@ -365,15 +391,14 @@ def test_writing_can_fail_and_the_run_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", fail)
     with RunLock(str(tmp_path)):
-        time.sleep(3.5 * BEAT_S)
-        assert len(failures) >= 2, "it goes on trying"
+        wait_until(lambda: len(failures) >= 2)  # it goes on trying
         check_owner(str(tmp_path))
     assert os.listdir(tmp_path) == []
 
 
 def test_the_thread_that_writes_does_not_keep_a_process_alive(tmp_path):
     text = f"from recipes.run.lock import RunLock; RunLock({str(tmp_path)!r}).__enter__()"
-    subprocess.run([sys.executable, "-c", text], check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", text], check=True, timeout=DEADLINE_S)
     assert Job(tmp_path).answer()[0] is None
 
 

@@ -3,21 +3,44 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import DEADLINE_S, wait_for_state
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.sbatch"
-SRUN = """#!/bin/bash
-echo "$@" > "$FOLDER/command"
-save() { trap 'echo ended; exit 1' TERM; echo saving; read -r < "$FOLDER/go"; }
-trap 'save; echo TERM > "$FOLDER/signalled"; exit 1' TERM
-echo ready
-for _ in $(seq $TICKS); do sleep 0.05; done
-exit $STATUS
+SRUN = f"""#!{sys.executable}
+import os, signal, sys
+from pathlib import Path
+folder = Path(os.environ["FOLDER"])
+
+def end(*_):
+    print("ended before it had saved", flush=True)
+    sys.exit(1)
+
+def save(*_):
+    signal.signal(signal.SIGTERM, end)
+    print("saving", flush=True)
+    (folder / "saved").read_text()  # a pipe: until the test has written to it
+    (folder / "signalled").touch()
+    sys.exit(1)
+
+signal.signal(signal.SIGTERM, save)
+(folder / "command").write_text(" ".join(sys.argv[1:]) + "\\n")
+print("ready", flush=True)
+if os.environ["STATUS"]:
+    sys.exit(int(os.environ["STATUS"]))
+while True:
+    signal.pause()
 """
 SCONTROL = """#!/bin/bash
-if [ "$1" = show ]; then printf 'node7\\nnode8\\n'; else echo "$@" >> "$FOLDER/requeued"; fi
+if [ "$1" = show ]; then
+    printf 'node7\\nnode8\\n'
+else
+    echo "$@" after $(cd "$FOLDER" && ls signalled) >> "$FOLDER/requeued"
+fi
 """
 
 
@@ -27,10 +50,11 @@ def start(tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
 
-    def run(ticks: int, status: int) -> subprocess.Popen:
+    def run(status: int | None) -> subprocess.Popen:
+        """status: what srun ends with; None for one that goes on until it is told to end."""
         environment = os.environ | {
             "PATH": f"{tmp_path}:{os.environ['PATH']}", "FOLDER": str(tmp_path),
-            "TICKS": str(ticks), "STATUS": str(status), "SLURM_JOB_ID": "42",
+            "STATUS": "" if status is None else str(status), "SLURM_JOB_ID": "42",
             "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2",
         }  # fmt: skip
         return subprocess.Popen(
@@ -43,8 +67,8 @@ def start(tmp_path):
 
 @pytest.mark.parametrize("status", [0, 3])
 def test_a_job_that_ends_by_itself_is_not_queued_again(start, tmp_path, status):
-    job = start(ticks=1, status=status)
-    job.communicate(timeout=20)
+    job = start(status)
+    job.communicate(timeout=DEADLINE_S)
     assert job.returncode == status
     assert not (tmp_path / "requeued").exists()
     command = (tmp_path / "command").read_text()
@@ -55,19 +79,18 @@ def test_a_job_that_ends_by_itself_is_not_queued_again(start, tmp_path, status):
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signalled_job_lets_its_ranks_save_and_is_queued_again(start, tmp_path, first):
     """Also where SLURM's SIGTERM follows the signal that gave notice."""
-    os.mkfifo(tmp_path / "go")
-    go = os.open(tmp_path / "go", os.O_RDWR)  # waits for no reader
-    job = start(ticks=2000, status=0)  # longer than anyone waits
+    os.mkfifo(tmp_path / "saved")
+    job = start(status=None)
     assert job.stdout is not None
     assert job.stdout.readline() == "ready\n"
     job.send_signal(first)
     assert job.stdout.readline() == "saving\n"
     job.send_signal(signal.SIGTERM)
-    os.write(go, b"\n")
-    out, _ = job.communicate(timeout=20)
+    wait_for_state(job.pid, "SZ")  # it waits, too; or it has ended, which would be wrong
+    (tmp_path / "saved").write_text("go on")
+    out, _ = job.communicate(timeout=DEADLINE_S)
     assert job.returncode == 0
-    assert (tmp_path / "signalled").exists(), "the job waited until its ranks had saved"
-    assert (tmp_path / "requeued").read_text() == "requeue 42\n"
+    assert (tmp_path / "requeued").read_text() == "requeue 42 after signalled\n"
     assert out == "stopped by a signal; queueing the job again\n"
 
 

@@ -16,6 +16,7 @@ from recipes.config.rules import check_files, check_settings
 from recipes.config.schema import load_schema
 from recipes.config.settings import Settings, SettingsError, resolve_settings, save_settings
 from recipes.data.config import SourceConfig
+from tests.waiting import DEADLINE_S
 
 COMPILE = ["--compile.enable"]
 BASE = """
@@ -487,7 +488,7 @@ def test_resolving_and_checking_imports_no_torch() -> None:
         env={"PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE_S,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from recipes.stop import INTERRUPTED, SIGNALS, EndAtOnce, StopRequest
+from tests.waiting import DEADLINE_S
 
 REPEATED = (signal.SIGTERM, signal.SIGINT)
 
 PROGRAM = """
-import time
 from recipes.stop import StopRequest
+from tests.waiting import wait_until
 with StopRequest() as request:
     print("ready", flush=True)
-    while request.signal_name is None:
-        time.sleep(0.01)
+    wait_until(lambda: request.signal_name)
     print(request.signal_name, flush=True)
     for line in iter(input, "end"):
         print(line, flush=True)
@@ -68,7 +68,7 @@ def is_alive(process: subprocess.Popen) -> bool:
 def test_the_first_signal_is_noted_and_announced(number):
     process = start()
     ask(process, number)
-    _, err = process.communicate("end\n", timeout=10)
+    _, err = process.communicate("end\n", timeout=DEADLINE_S)
     assert process.returncode == 0
     ending = "; a second ends at once" if number in REPEATED else ""
     assert err == f"{number.name}: finishing the step, then saving{ending}\n"
@@ -79,7 +79,7 @@ def test_the_second_signal_ends_at_once(second):
     process = start()
     ask(process, signal.SIGTERM)
     process.send_signal(second)
-    assert process.wait(timeout=10) == -second
+    assert process.wait(timeout=DEADLINE_S) == -second
 
 
 @pytest.mark.parametrize("notice", [number for number in SIGNALS if number not in REPEATED])
@@ -94,14 +94,14 @@ def test_a_notice_that_is_repeated_and_the_signal_that_it_announced_end_nothing(
     process.send_signal(notice)
     assert is_alive(process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == -signal.SIGTERM
+    assert process.wait(timeout=DEADLINE_S) == -signal.SIGTERM
 
 
 def test_a_hang_up_that_nohup_ignores_stays_ignored():
     process = start(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     process.send_signal(signal.SIGHUP)
     ask(process, signal.SIGTERM)  # the first that it notes
-    assert process.communicate("end\n", timeout=10)[0] == "" and process.returncode == 0
+    assert process.communicate("end\n", timeout=DEADLINE_S)[0] == "" and process.returncode == 0
 
 
 def test_a_terminal_that_is_gone_is_no_reason_to_fail():
@@ -112,7 +112,7 @@ def test_a_terminal_that_is_gone_is_no_reason_to_fail():
     )
     assert process.stdout.readline() == "ready\n"
     ask(process, signal.SIGHUP)
-    process.communicate("end\n", timeout=10)
+    process.communicate("end\n", timeout=DEADLINE_S)
     assert process.returncode == 0
 
 
@@ -120,7 +120,7 @@ def test_a_terminal_that_is_gone_is_no_reason_to_fail():
 def test_a_process_that_waits_in_a_library_is_cleared_and_ended_at_once(number):
     process = start(BLOCKED.format(inside="pass"))
     process.send_signal(number)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == INTERRUPTED
     assert (out, err) == ("cleared\n", f"Stopped by {number.name} here.\n")
 
@@ -134,7 +134,7 @@ def test_a_stop_request_inside_is_asked_in_its_place():
         if number not in REPEATED:
             process.send_signal(number)
             assert is_alive(process)
-    process.communicate("end\n", timeout=10)
+    process.communicate("end\n", timeout=DEADLINE_S)
     assert process.returncode == 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.stop import INTERRUPTED, SIGNALS
+from tests.waiting import DEADLINE_S
 
 LOGS, RESULT = "run_command(main)", "run_command(main, is_output_result=True)"
 PROGRAM = """
@@ -44,7 +45,8 @@ def shell(redirection: str, program: list[str], folder: Path) -> tuple[int, str,
     """Exit code, stdout and stderr of a command with a redirection behind it."""
     done = subprocess.run(
         ["bash", "-c", f'"$@" {redirection}', "bash", *program], cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True, timeout=60,
+        env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True,
+        timeout=DEADLINE_S,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
@@ -105,7 +107,7 @@ def test_a_command_that_is_stopped_says_so_in_one_line(tmp_path, number, is_wrap
     wait = """
     try:
         os.kill(os.getpid(), SIGNAL)
-        import time; time.sleep(60)
+        from tests.waiting import block; block()
     except BaseException:
         RAISE
     finally:

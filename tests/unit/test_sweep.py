@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from recipes.config.settings import resolve_settings
 from recipes.run.lock import RunLock
+from recipes.sweep import runner
 from recipes.sweep.command import main
 from recipes.sweep.grid import MAX_NAME, name_run, parse_grid, split_values
+from tests.waiting import DEADLINE_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = ["-m", "tests.sweep_stand_in"]
@@ -45,7 +48,7 @@ def start(folder: Path, *more: str) -> subprocess.Popen:
 
 def sweep(folder: Path, *more: str) -> tuple[int, str, str]:
     process = start(folder, *more)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=DEADLINE_S)
     return process.returncode, output, errors
 
 
@@ -185,18 +188,15 @@ def test_a_sweep_killed_twice_ends_with_the_table_of_one_that_was_not(tmp_path):
 
 def test_a_signal_lets_the_run_under_way_save_and_starts_no_other(tmp_path):
     folder = tmp_path / "sweep"
-    plan_faults(folder, pace_s=0.2)
+    plan_faults(folder, wait=[ORDER[0], 2])
     process = start(folder)
     log = folder / "logs" / f"{ORDER[0]}.log"
-    deadline = time.monotonic() + 30
-    while not (log.exists() and "step 1" in log.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: log.exists() and "step 2" in log.read_text())
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0 and "The same command goes on." in output
     assert started(folder) == ORDER[:1]
-    assert (folder / ORDER[0] / "checkpoint" / "step-1" / ".metadata").exists()
+    assert (folder / ORDER[0] / "checkpoint" / "step-2" / ".metadata").exists()
     assert not (folder / "failed").exists()
     (folder / "tests.json").unlink()
     assert sweep(folder)[0] == 0
@@ -234,21 +234,33 @@ def test_a_run_that_ends_early_is_a_failure(tmp_path):
     assert text.endswith("no more data\n")
 
 
-def test_a_run_that_outlives_its_sweep_is_waited_for(tmp_path):
+def test_a_run_that_outlives_its_sweep_is_waited_for(tmp_path, capfd, monkeypatch):
+    """It ends when the sweep has looked for it three times."""
     folder = tmp_path / "sweep"
     (folder / ORDER[0]).mkdir(parents=True)
     held = (
-        "import sys, time; from recipes.run.lock import RunLock\n"
-        "with RunLock(sys.argv[1]): print('held', flush=True); time.sleep(2)"
+        "import sys; from recipes.run.lock import RunLock\n"
+        "with RunLock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
     )
     owner = subprocess.Popen(
         [sys.executable, "-c", held, str(folder / ORDER[0])],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert owner.stdout is not None and owner.stdout.readline() == "held\n"
-    code, _, errors = sweep(folder)
-    assert owner.wait(30) == 0
-    assert code == 0
+    pauses: list[float] = []
+
+    def pause(duration_s: float) -> None:
+        assert not (folder / "order.txt").exists(), "nothing is trained meanwhile"
+        pauses.append(duration_s)
+        if len(pauses) == 3:
+            owner.communicate(timeout=DEADLINE_S)
+
+    clock = SimpleNamespace(sleep=pause, monotonic=time.monotonic)
+    monkeypatch.setattr(runner, "time", clock)
+    code = main(arguments(folder), [sys.executable, *STAND_IN])
+    assert (code, owner.returncode, len(pauses)) == (0, 0, 3)
+    assert started(folder) == ORDER
+    errors = capfd.readouterr().err
     assert errors.startswith(f"waiting: --output ({folder / ORDER[0]}) belongs to another job: ")
     assert errors.count("waiting: ") == 1 and f"process {owner.pid}" in errors
 
