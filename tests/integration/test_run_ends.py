@@ -130,7 +130,7 @@ def test_a_signal_to_one_rank_in_a_validation_without_end_is_acted_on_in_it(tmp_
     assert wait(ranks) == [0, 0]
     text = ranks[0].text()
     assert text.count("The validation at step 1 is left out: asked to stop.") == 1
-    assert "Stopped by a signal to another rank after step 1 of 99." in text
+    assert "Stopped by a signal to another rank after step 1 of 99999." in text
     assert "To resume: " in text and "--nproc_per_node=2 -m recipes.train" in text
     assert "xport" not in text
     assert list(find_steps(folder / "checkpoint")) == [1]

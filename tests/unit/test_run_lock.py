@@ -282,7 +282,7 @@ def test_a_lock_with_values_of_another_kind_names_nobody(tmp_path, damage):
      b"9" * 5000, b"{}", b"{", bytes(range(256)) * 100],
     ids=lambda content: repr(content[:8]),
 )  # fmt: skip
-def test_a_lock_that_is_damaged_is_waited_for_and_taken(tmp_path, content):
+def test_a_lock_that_is_damaged_is_waited_for_and_taken(tmp_path, hurry, content):
     (tmp_path / LOCK_FILE).write_bytes(content)
     assert_taken_for_silence(tmp_path, 0.5)
 
