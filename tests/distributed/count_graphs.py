@@ -1,5 +1,6 @@
 """Prints what torch.compile made of two training steps and a validation, as JSON, for every
-[config, overrides] of the argument. A process of its own: the compiler's state is global."""
+[config, overrides, further ones] of the argument. A process of its own: the compiler's state is
+global."""
 
 import json
 import os
@@ -14,14 +15,14 @@ from torch._dynamo import utils
 from recipes.config import load_config
 
 
-def count_graphs(config: str, overrides: list[str]) -> dict[str, Any]:
+def count_graphs(config: str, overrides: list[str], variant: list[str]) -> dict[str, Any]:
     """`graphs`: file and function that each compiled graph begins at; `recompiled`: why a function
     was compiled again; `breaks`: why a graph broke."""
     torch._dynamo.reset()
     utils.counters.clear()
     utils.clear_compilation_metrics()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = load_config(config, [*overrides, f"--job.dump_folder={folder}"]).build()
+        trainer = load_config(config, overrides, [*variant, f"--job.dump_folder={folder}"]).build()
         trainer.checkpointer.load()
         batches = trainer.batch_generator(trainer.dataloader)
         for _ in range(2):

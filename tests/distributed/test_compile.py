@@ -43,7 +43,7 @@ def count_graphs(model: str, *variants: list[str]) -> list[dict[str, list[str]]]
         "--metrics.enable_tensorboard=false",
         "--debug.enable_structured_logging=false",
     ]
-    runs = [[MODELS[model], [*common, *variant]] for variant in variants]
+    runs = [[MODELS[model], common, variant] for variant in variants]
     command = [sys.executable, "-m", "tests.distributed.count_graphs", json.dumps(runs)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -103,7 +103,14 @@ def test_the_alignment_of_every_chunk_runs_compiled_where_the_loss_is(components
             compile_config=config
         )
         loss.set_lm_head(lm_head)
-        loss.attach(decoder, nitp, SequenceShards(), torch.device("cpu"), is_pipelined=False)
+        loss.attach(
+            decoder,
+            nitp,
+            SequenceShards(),
+            torch.device("cpu"),
+            is_pipelined=False,
+            trainer_name="Trainer",
+        )
         h = h_BLD.clone().requires_grad_()
         value, _ = loss((h, h, z_BLD, weight_BL, positions), labels, torch.tensor(labels.numel()))
         value.backward()

@@ -136,7 +136,9 @@ def test_nitps_gradient_is_added_in_float32_before_the_one_rounding():
     decoder = nn.Module()
     decoder.nitp_projector = None
     device = torch.device("cpu")
-    loss.attach(decoder, NITPConfig(), SequenceShards(), device, is_pipelined=False)
+    loss.attach(
+        decoder, NITPConfig(), SequenceShards(), device, is_pipelined=False, trainer_name="Trainer"
+    )
     loss._term = _Term(torch.tensor(0.0), [(h, nitp)])
     loss._gradient_backprop(h, ntp, torch.tensor(0.0), nn.Identity(), False).backward()
     assert h.grad.item() == 1 + 2**-7

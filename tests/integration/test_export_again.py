@@ -17,7 +17,9 @@ from tests.integration.export_runs import DENSE, SMALL, STEP, save_checkpoint, s
 
 
 def export(run: Path, *arguments: str) -> int:
-    options = ["--run", str(run), "--output", str(run.parent / "out"), "--verify", "keys"]
+    options = ["--run", str(run), "--output", str(run.parent / "out")]
+    if not any(argument.startswith("--verify") for argument in arguments):
+        options += ["--verify", "keys"]
     return main([*options, *arguments])
 
 

@@ -225,7 +225,7 @@ def test_pipeline_stages_join_by_name_and_the_last_stage_has_the_figures():
 
 def run_script(monkeypatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-    return runpy.run_path(str(SCRIPT))["main"]()
+    return runpy.run_path(str(SCRIPT))["main"](arguments)
 
 
 def test_failing_and_crashing_cells_are_shown_and_do_not_stop_the_rest(
