@@ -35,8 +35,9 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 def load(name: str, folder: Path | str, *extra: str):
     config, overrides = RUNS[name]
-    path = f"--checkpoint.initial_load_path={folder}"
-    given = [*overrides, path, "--checkpoint.initial_load_in_hf", *extra]
+    # A run that has checkpoints goes on from those: the default folder may hold one.
+    paths = [f"--checkpoint.initial_load_path={folder}", f"--job.dump_folder={folder}/run"]
+    given = [*overrides, *paths, "--checkpoint.initial_load_in_hf", *extra]
     return load_config(config, compose(given))
 
 
