@@ -13,6 +13,7 @@ import tomli
 
 from recipes.config.paths import CONFIG_FILE, ORIGIN_FILE
 from recipes.config.values import NONE
+from recipes.models.hf.weights import read_json_object
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 
@@ -41,8 +42,8 @@ def read_origin(path: Path, *, is_hf: bool) -> Origin:
         config, generation = (path / name for name in (_CONFIG, _GENERATION))
         return Origin(
             source=path.name,
-            config=_read_object(config) if config.is_file() else None,
-            generation_config=_read_object(generation) if generation.is_file() else None,
+            config=read_json_object(config) if config.is_file() else None,
+            generation_config=read_json_object(generation) if generation.is_file() else None,
         )
     run = next((parent for parent in path.parents if (parent / CONFIG_FILE).is_file()), None)
     if run is None:
@@ -75,16 +76,6 @@ def load_origin(run: Path) -> Origin | None:
     if not path.is_file():  # nothing but its name is known
         return Origin(source=Path(initial).name)
     try:
-        return Origin(**_read_object(path))
+        return Origin(**read_json_object(path))
     except TypeError as error:
         raise ValueError(f"{path} is not what a run wrote ({error}). Restore it.") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error}). Replace it.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object. Replace it.")
-    return content
