@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
+from torchtitan.components.checkpointer.base import MODEL
 
+from nitp.checkpoint import NITPCheckpointManager
 from nitp.loss import NITPLoss
 from nitp.seams import (
     StepBatches,
@@ -67,3 +70,20 @@ def test_a_trainer_that_builds_another_loss_is_refused():
     )
     with pytest.raises(ValueError, match=message):
         check_parts_are_used(trainer)
+
+
+def test_a_loaders_state_by_itself_loads_into_a_run_with_a_projector(tmp_path):
+    """As torchft's replicas save it, each its own."""
+    loader: Any = {"dataloader": {"row": torch.tensor(7)}}
+    dcp.save(loader, checkpoint_id=tmp_path, no_dist=True)
+    manager: Any = object.__new__(NITPCheckpointManager)
+    model = SimpleNamespace(
+        state_dict=lambda: {"norm.weight": 0}, load_state_dict=lambda state: None
+    )
+    manager.states, manager._has_projector = {MODEL: model}, True
+    manager._allow_projector_change = manager.enable = False
+    found: Any = {"dataloader": {"row": torch.tensor(0)}}
+    manager.dcp_load(found, str(tmp_path), False, False)
+    assert found["dataloader"]["row"] == 7
+    with pytest.raises(ValueError, match="it has no projector, which this run trains"):
+        manager.dcp_load(found | {"norm.weight": torch.ones(1)}, str(tmp_path), False, False)
